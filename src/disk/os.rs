@@ -1,0 +1,352 @@
+//! The operating system's files: the only user of `rustix::fs` for the data directory.
+//!
+//! Every name is resolved beneath a directory that is held open, without following symbolic links
+//! (`openat2`, or a walk component by component where the kernel lacks it). Files are made with
+//! mode 0600 and directories with 0700 whatever the umask.
+
+use super::{Disk, File, Kind, Open, Session, Stat};
+use crate::error::{Error, Result};
+use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
+const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
+
+/// A data directory of the operating system.
+#[derive(Debug)]
+pub struct OsDisk {
+    root: OwnedFd,
+    path: PathBuf,
+}
+
+impl OsDisk {
+    /// Opens an existing directory.
+    pub fn open(path: &Path) -> Result<Self> {
+        let root = retry(|| fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+            .map_err(|e| Error::io(format!("opening the data directory {}", path.display()), e.into()))?;
+        Ok(Self { root, path: path.to_owned() })
+    }
+
+    /// Opens a directory, made with mode 0700 where it does not exist; its parent must. What was
+    /// made is durable on return.
+    pub fn create(path: &Path) -> Result<Self> {
+        match fs::mkdir(path, DIR_MODE) {
+            Ok(()) => {
+                let parent = match path.parent() {
+                    Some(parent) if !parent.as_os_str().is_empty() => parent,
+                    _ => Path::new("."),
+                };
+                let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+                fs::open(parent, flags, Mode::empty())
+                    .and_then(fs::fsync)
+                    .map_err(|e| Error::io(format!("syncing {}", parent.display()), e.into()))?;
+            }
+            Err(Errno::EXIST) => {}
+            Err(e) => return Err(Error::io(format!("making the data directory {}", path.display()), e.into())),
+        }
+        Self::open(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn error(&self, doing: &str, name: &str, errno: Errno) -> Error {
+        Error::io(format!("{doing} {}", self.path.join(name).display()), errno.into())
+    }
+
+    fn resolve(&self, name: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        match retry(|| fs::openat2(&self.root, name, flags, mode, beneath)) {
+            Err(Errno::NOSYS | Errno::PERM) => self.walk(name, flags, mode),
+            other => other,
+        }
+    }
+
+    /// The same without `openat2`: one component after the other, none of them followed.
+    fn walk(&self, name: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
+        let mut at: Option<OwnedFd> = None;
+        let mut parts = name.split('/').peekable();
+        while let Some(part) = parts.next() {
+            if part.is_empty() || part == ".." {
+                return Err(Errno::INVAL);
+            }
+            let here = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            let (how, mode) = if parts.peek().is_some() {
+                (OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            } else {
+                (flags, mode)
+            };
+            let next = retry(|| fs::openat(here, part, how, mode))?;
+            at = Some(next);
+        }
+        at.ok_or(Errno::INVAL)
+    }
+
+    /// The directory a name stands in, held open, and the last component.
+    fn parent<'n>(&self, name: &'n str) -> rustix::io::Result<(OwnedFd, &'n str)> {
+        let (dir, last) = name.rsplit_once('/').unwrap_or((".", name));
+        if last.is_empty() || last == "." || last == ".." {
+            return Err(Errno::INVAL);
+        }
+        Ok((self.resolve(dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?, last))
+    }
+}
+
+impl Disk for OsDisk {
+    fn open(&self, name: &str, how: Open) -> Result<Arc<dyn File>> {
+        let flags = match how {
+            Open::Read => OFlags::RDONLY | OFlags::NONBLOCK,
+            Open::Write => OFlags::RDWR | OFlags::NONBLOCK,
+            Open::WriteOrCreate => OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK,
+            Open::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+            Open::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
+        };
+        let creates = flags.contains(OFlags::CREATE);
+        let mode = if creates { FILE_MODE } else { Mode::empty() };
+        let fd = self.resolve(name, flags, mode).map_err(|e| self.error("opening", name, e))?;
+        let file = OsFile { fd, name: self.path.join(name) };
+        if how != Open::Directory {
+            let kind = file.stat()?.kind;
+            if kind != Kind::File {
+                return Err(Error::new(
+                    crate::error::ErrorKind::Corrupt,
+                    format!("{} is {}, not a regular file", file.name.display(), kind.describe()),
+                ));
+            }
+        }
+        if how == Open::CreateNew {
+            // The umask may have taken bits away that the owner needs.
+            fs::fchmod(&file.fd, FILE_MODE).map_err(|e| self.error("setting the mode of", name, e))?;
+        }
+        Ok(Arc::new(file))
+    }
+
+    fn create_dir(&self, name: &str) -> Result<bool> {
+        let make = || {
+            let (dir, last) = self.parent(name)?;
+            match fs::mkdirat(&dir, last, DIR_MODE) {
+                Ok(()) => fs::chmodat(&dir, last, DIR_MODE, AtFlags::empty()).map(|()| true),
+                Err(Errno::EXIST) => Ok(false),
+                Err(e) => Err(e),
+            }
+        };
+        make().map_err(|e| self.error("making the directory", name, e))
+    }
+
+    fn rename(&self, from: &str, to: &str, replace: bool) -> Result<bool> {
+        let go = || {
+            let (from_dir, from_last) = self.parent(from)?;
+            let (to_dir, to_last) = self.parent(to)?;
+            if replace {
+                return fs::renameat(&from_dir, from_last, &to_dir, to_last).map(|()| true);
+            }
+            match fs::renameat_with(&from_dir, from_last, &to_dir, to_last, RenameFlags::NOREPLACE) {
+                Ok(()) => Ok(true),
+                Err(Errno::EXIST) => Ok(false),
+                Err(e) => Err(e),
+            }
+        };
+        go().map_err(|e| self.error(&format!("renaming {from} to"), to, e))
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let go = || {
+            let (dir, last) = self.parent(name)?;
+            fs::unlinkat(&dir, last, AtFlags::empty())
+        };
+        go().map_err(|e| self.error("removing", name, e))
+    }
+
+    fn list(&self, name: &str, visit: &mut dyn FnMut(&str, Kind)) -> Result<()> {
+        let error = |e| self.error("listing", name, e);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let fd = self.resolve(name, flags, Mode::empty()).map_err(error)?;
+        let mut dir = fs::Dir::new(fd).map_err(error)?;
+        while let Some(entry) = dir.read() {
+            let entry = entry.map_err(error)?;
+            let entry_name = entry.file_name().to_string_lossy();
+            if entry_name == "." || entry_name == ".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::Unknown => {
+                    self.stat(&format!("{name}/{entry_name}"))?.map_or(Kind::Special, |s| s.kind)
+                }
+                known => kind_of(known),
+            };
+            visit(&entry_name, kind);
+        }
+        Ok(())
+    }
+
+    fn stat(&self, name: &str) -> Result<Option<Stat>> {
+        let look = || {
+            if name == "." {
+                return fs::fstat(&self.root);
+            }
+            let (dir, last) = self.parent(name)?;
+            fs::statat(&dir, last, AtFlags::SYMLINK_NOFOLLOW)
+        };
+        match look() {
+            Ok(stat) => Ok(Some(stat_of(&stat))),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(self.error("looking at", name, e)),
+        }
+    }
+
+    fn sync_dir(&self, name: &str) -> Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        self.resolve(name, flags, Mode::empty())
+            .and_then(fs::fsync)
+            .map_err(|e| self.error("syncing the directory", name, e))
+    }
+
+    fn sync_all(&self) -> Result<()> {
+        fs::syncfs(&self.root).map_err(|e| self.error("syncing the file system of", "", e))
+    }
+
+    fn session(&self) -> Result<Session> {
+        let error = |e| self.error("asking for the mount of", "", e);
+        let wanted = fs::StatxFlags::BASIC_STATS | fs::StatxFlags::MNT_ID;
+        let x = fs::statx(&self.root, "", AtFlags::EMPTY_PATH, wanted).map_err(error)?;
+        let device = (u64::from(x.stx_dev_major) << 32) | u64::from(x.stx_dev_minor);
+        Ok(Session { boot: boot_id()?, device, mount: x.stx_mnt_id })
+    }
+
+    fn unreliable(&self) -> Result<Option<&'static str>> {
+        let stat = fs::fstatfs(&self.root).map_err(|e| self.error("asking for the file system of", "", e))?;
+        // The magic numbers of linux/magic.h; the field's width differs between architectures.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a 32-bit magic number")]
+        let magic = stat.f_type as u32;
+        Ok(match magic {
+            0x6969 => Some("NFS"),
+            0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
+            0x6573_5546 => Some("FUSE"),
+            0x0102_1997 => Some("9P"),
+            0x00c3_6400 => Some("Ceph"),
+            0x5346_414f => Some("AFS"),
+            _ => None,
+        })
+    }
+}
+
+/// An open file of the operating system.
+#[derive(Debug)]
+struct OsFile {
+    fd: OwnedFd,
+    name: PathBuf,
+}
+
+impl OsFile {
+    fn error(&self, doing: &str, errno: Errno) -> Error {
+        Error::io(format!("{doing} {}", self.name.display()), errno.into())
+    }
+}
+
+impl File for OsFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            let n = retry(|| rustix::io::pread(&self.fd, &mut buf[done..], offset + done as u64))
+                .map_err(|e| self.error("reading", e))?;
+            if n == 0 {
+                break;
+            }
+            done += n;
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let n = retry(|| rustix::io::pwrite(&self.fd, &bytes[done..], offset + done as u64))
+                .map_err(|e| self.error("writing", e))?;
+            if n == 0 {
+                return Err(self.error("writing no byte to", Errno::IO));
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        // Not retried when interrupted: whether it took effect would not be known.
+        fs::fdatasync(&self.fd).map_err(|e| self.error("syncing", e))
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        retry(|| fs::ftruncate(&self.fd, len)).map_err(|e| self.error("setting the length of", e))
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        fs::fstat(&self.fd).map(|s| stat_of(&s)).map_err(|e| self.error("looking at", e))
+    }
+
+    fn try_lock(&self) -> Result<bool> {
+        match retry(|| fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(e) => Err(self.error("locking", e)),
+        }
+    }
+
+    fn unlock(&self) -> Result<()> {
+        fs::flock(&self.fd, FlockOperation::Unlock).map_err(|e| self.error("unlocking", e))
+    }
+
+    fn drop_cache(&self) -> Result<()> {
+        fs::fadvise(&self.fd, 0, None, fs::Advice::DontNeed).map_err(|e| self.error("advising on", e))
+    }
+}
+
+/// The id the kernel gave this boot; zeros where it does not say.
+pub(crate) fn boot_id() -> Result<[u8; 16]> {
+    let name = "/proc/sys/kernel/random/boot_id";
+    let mut text = [0_u8; 36];
+    let read = fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|fd| rustix::io::read(fd, &mut text))
+        .map_err(|e| Error::io(format!("reading {name}"), e.into()))?;
+    let mut id = [0_u8; 16];
+    let digits = text[..read].iter().filter_map(|b| char::from(*b).to_digit(16));
+    for (i, digit) in digits.take(32).enumerate() {
+        id[i / 2] = (id[i / 2] << 4) | u8::try_from(digit).unwrap_or(0);
+    }
+    Ok(id)
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+fn kind_of(file_type: FileType) -> Kind {
+    match file_type {
+        FileType::RegularFile => Kind::File,
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        _ => Kind::Special,
+    }
+}
+
+#[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "field types differ between architectures")]
+fn stat_of(stat: &fs::Stat) -> Stat {
+    Stat {
+        kind: kind_of(FileType::from_raw_mode(stat.st_mode)),
+        len: stat.st_size as u64,
+        allocated: stat.st_blocks as u64 * 512,
+        inode: stat.st_ino as u64,
+        device: stat.st_dev as u64,
+        modified_ns: (stat.st_mtime as i64).saturating_mul(1_000_000_000) + stat.st_mtime_nsec as i64,
+    }
+}

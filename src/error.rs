@@ -1,0 +1,174 @@
+//! The one error of the crate: opaque outside, exact inside.
+//!
+//! An [`Error`] carries an [`ErrorKind`] that says what the caller can do about it, a sentence
+//! that says what happened, and where the journal is concerned also a [`Place`]. Its text is for
+//! people and is never parsed.
+
+use crate::position::Position;
+use std::fmt;
+
+/// Shorthand used throughout the crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// Nothing was written and the same call may succeed later.
+    Retry,
+    /// The lock could not be had within the named time; nothing was written.
+    Locked,
+    /// The handle is poisoned: what it was writing may or may not be in the journal. Open anew;
+    /// the new handle settles the question.
+    Reopen,
+    /// Bytes that were durable are damaged or gone. Reading what is left goes on.
+    Corrupt,
+    /// The journal uses a format version or a feature that this version does not know.
+    Unsupported,
+    /// The call breaks a rule of the interface: a bad name, a run that exists, a run that ended.
+    Misuse,
+    /// A named thing, a run or a data directory, does not exist.
+    NotFound,
+    /// A sequence, a term or a name was not what the caller expected; nothing was written.
+    Conflict,
+    /// The disk or a quota is full.
+    Full,
+    /// The operating system refused; see the source.
+    Io,
+}
+
+impl ErrorKind {
+    /// A stable word for scripts.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Locked => "locked",
+            Self::Reopen => "reopen",
+            Self::Corrupt => "corrupt",
+            Self::Unsupported => "unsupported",
+            Self::Misuse => "misuse",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Full => "full",
+            Self::Io => "io",
+        }
+    }
+}
+
+/// Where in the journal something was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Place {
+    /// The segment's number.
+    pub segment: u64,
+    /// Byte offset in the segment's file.
+    pub offset: u64,
+    /// The position of the record concerned, where known.
+    pub position: Option<Position>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    place: Option<Place>,
+    hint: Option<String>,
+    source: Option<std::io::Error>,
+}
+
+/// Any failure of the crate.
+#[derive(Debug)]
+pub struct Error(Box<Inner>);
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner { kind, message: message.into(), place: None, hint: None, source: None }))
+    }
+
+    pub(crate) fn misuse(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Misuse, message)
+    }
+
+    pub(crate) fn corrupt(message: impl Into<String>, place: Place) -> Self {
+        Self::new(ErrorKind::Corrupt, message).at(place)
+    }
+
+    pub(crate) fn io(what: impl Into<String>, source: std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match source.kind() {
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::Full,
+            _ => ErrorKind::Io,
+        };
+        let mut error = Self::new(kind, what);
+        error.0.source = Some(source);
+        error
+    }
+
+    pub(crate) fn at(mut self, place: Place) -> Self {
+        self.0.place = Some(place);
+        self
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    /// The same error under another kind: what a layer above knows of the consequences.
+    pub(crate) fn into_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
+    /// What the caller can do.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Where in the journal, if it concerns a place there.
+    pub fn place(&self) -> Option<Place> {
+        self.0.place
+    }
+
+    /// What to do next, in words.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+
+    /// What happened, without place and advice.
+    pub fn message(&self) -> String {
+        match &self.0.source {
+            Some(source) => format!("{}: {source}", self.0.message),
+            None => self.0.message.clone(),
+        }
+    }
+
+    /// The operating system's error number, if one is behind this.
+    pub fn os_error(&self) -> Option<i32> {
+        self.0.source.as_ref().and_then(std::io::Error::raw_os_error)
+    }
+
+    /// Whether the operating system said that the file is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.0.source.as_ref().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())?;
+        if let Some(place) = self.0.place {
+            write!(f, " (segment {}, offset {}", place.segment, place.offset)?;
+            if let Some(position) = place.position {
+                write!(f, ", position {position}")?;
+            }
+            f.write_str(")")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|e| e as _)
+    }
+}

@@ -1,0 +1,5 @@
+//! runwal
+pub mod clock;
+pub mod disk;
+pub mod error;
+pub mod position;
