@@ -88,6 +88,17 @@ impl Time {
     }
 }
 
+/// What must be the same for unsynced bytes of then to be in the page cache of now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Session {
+    /// The kernel's id of this boot.
+    pub boot: [u8; 16],
+    /// The device the data directory is on.
+    pub device: u64,
+    /// The mount it is seen through.
+    pub mount: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

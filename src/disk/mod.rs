@@ -27,6 +27,7 @@ pub mod os;
 pub mod sim;
 
 use crate::error::Result;
+pub use crate::position::Session;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -86,17 +87,6 @@ pub struct Stat {
     pub device: u64,
     /// Last change of the content, nanoseconds since 1970.
     pub modified_ns: i64,
-}
-
-/// What must be the same for unsynced bytes of then to be in the page cache of now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Session {
-    /// The kernel's id of this boot.
-    pub boot: [u8; 16],
-    /// The device the data directory is on.
-    pub device: u64,
-    /// The mount it is seen through.
-    pub mount: u64,
 }
 
 /// A data directory. See the [module](self) for what may be assumed.

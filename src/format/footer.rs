@@ -1,0 +1,297 @@
+//! The footer: the index of a sealed segment. The same bytes without its header are the
+//! disposable index file of a segment that was closed by recovery.
+
+use super::bytes::Take;
+use super::{Digest, Flaw, MAX_FOOTER_LEN, Site};
+use crate::position::{Position, Seq, StreamId, Time};
+use std::collections::BTreeMap;
+
+/// Bytes of a footer's header.
+pub const FOOTER_HEADER_LEN: usize = 24;
+
+const MAGIC: [u8; 4] = *b"RWF1";
+const CLOSED: u32 = 1;
+
+/// A stream that is open at the end of a segment, wherever its records stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenStream {
+    /// Its last sequence.
+    pub last_seq: Seq,
+    /// The position of that record.
+    pub last_position: Position,
+    /// The highest term seen in it.
+    pub term: u64,
+}
+
+/// A stream with records in the segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamEntry {
+    /// Its first sequence here.
+    pub first_seq: Seq,
+    /// Its last sequence here.
+    pub last_seq: Seq,
+    /// The position of that record.
+    pub last_position: Position,
+    /// The highest term seen in it here.
+    pub term: u64,
+    /// Whether a record here ends it.
+    pub closed: bool,
+    /// The batches with its records: the batch's offset, and the stream's first sequence in it.
+    pub batches: Vec<(u32, Seq)>,
+}
+
+/// What a segment contains.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Footer {
+    /// The first position.
+    pub first_position: Position,
+    /// The last position; one before the first where there is none.
+    pub last_position: Position,
+    /// How many records.
+    pub records: u64,
+    /// How many batches.
+    pub batches: u64,
+    /// The earliest time of a record; zero where there is none.
+    pub min_time: Time,
+    /// The latest time of a record; zero where there is none.
+    pub max_time: Time,
+    /// The highest term seen in the journal up to here.
+    pub term: u64,
+    /// The chain hash after the last batch.
+    pub chain: Digest,
+    /// Every stream of the journal that is open at the end.
+    pub open: BTreeMap<StreamId, OpenStream>,
+    /// Every stream with records here.
+    pub streams: BTreeMap<StreamId, StreamEntry>,
+    /// The streams opened here, by [`name_hash`], sorted.
+    pub names: Vec<(u64, StreamId)>,
+    /// The records with an idempotency key here, by [`name_hash`] of the key, sorted.
+    pub keys: Vec<(u64, Position)>,
+    /// Batches about every 64 KiB: first position and offset, ascending.
+    pub positions: Vec<(Position, u64)>,
+}
+
+/// The first eight bytes of BLAKE3, as a number.
+pub fn name_hash(name: &[u8]) -> u64 {
+    let digest = blake3::hash(name);
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl Footer {
+    /// Header and body for the place where they will stand; `None` where the body would break its limit.
+    pub fn encode(&self, site: &Site, offset: u64) -> Option<Vec<u8>> {
+        let body = self.encode_body();
+        if body.len() > MAX_FOOTER_LEN {
+            return None;
+        }
+        let mut out = Vec::with_capacity(FOOTER_HEADER_LEN + body.len());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[0; 4]); // flags
+        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        out.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        let crc = site.checksum(offset, &out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        out.extend_from_slice(&body);
+        Some(out)
+    }
+
+    /// The body alone.
+    pub fn encode_body(&self) -> Vec<u8> {
+        fn put(out: &mut Vec<u8>, numbers: &[u64]) {
+            for number in numbers {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        fn len(n: usize) -> u32 {
+            u32::try_from(n).unwrap_or(u32::MAX)
+        }
+        let mut out = Vec::new();
+        put(&mut out, &[self.first_position.0, self.last_position.0, self.records, self.batches]);
+        put(&mut out, &[self.min_time.0.cast_unsigned(), self.max_time.0.cast_unsigned(), self.term]);
+        out.extend_from_slice(&self.chain);
+        let entries: usize = self.streams.values().map(|s| s.batches.len()).sum();
+        for n in [
+            self.open.len(),
+            self.streams.len(),
+            self.names.len(),
+            self.keys.len(),
+            self.positions.len(),
+            entries,
+        ] {
+            out.extend_from_slice(&len(n).to_le_bytes());
+        }
+        for (id, open) in &self.open {
+            put(&mut out, &[id.0, open.last_seq.0, open.last_position.0, open.term]);
+        }
+        let mut start = 0;
+        for (id, s) in &self.streams {
+            put(&mut out, &[id.0, s.first_seq.0, s.last_seq.0, s.last_position.0, s.term]);
+            for number in [u32::from(s.closed), start, len(s.batches.len()), 0] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            start += len(s.batches.len());
+        }
+        for (hash, id) in &self.names {
+            put(&mut out, &[*hash, id.0]);
+        }
+        for (hash, position) in &self.keys {
+            put(&mut out, &[*hash, position.0]);
+        }
+        for (position, offset) in &self.positions {
+            put(&mut out, &[position.0, *offset]);
+        }
+        for s in self.streams.values() {
+            for (offset, seq) in &s.batches {
+                out.extend_from_slice(&offset.to_le_bytes());
+                out.extend_from_slice(&len((seq.0 - s.first_seq.0) as usize).to_le_bytes());
+            }
+        }
+        out
+    }
+
+    /// Reads a footer's header: the length of the body and its checksum.
+    pub fn decode_header(bytes: &[u8], site: &Site, offset: u64) -> Result<(u32, u32), Flaw> {
+        let bytes = bytes.get(..FOOTER_HEADER_LEN).unwrap_or(bytes);
+        if bytes.iter().all(|b| *b == 0) {
+            return Err(Flaw::Absent);
+        }
+        let flaw = Flaw::Garbage("no footer stands here");
+        if bytes.len() < FOOTER_HEADER_LEN || bytes[..4] != MAGIC {
+            return Err(flaw);
+        }
+        let (content, crc) = bytes.split_at(FOOTER_HEADER_LEN - 4);
+        if crc != site.checksum(offset, content).to_le_bytes() {
+            return Err(Flaw::Garbage("the footer's checksum does not match"));
+        }
+        let mut take = Take(&content[4..]);
+        let fields = (take.u32(), take.u32(), take.u32());
+        let (Some(flags), Some(len), Some(crc)) = fields else { return Err(flaw) };
+        if flags >> 16 != 0 {
+            return Err(Flaw::Unsupported("the footer uses a feature this version does not know"));
+        }
+        if len as usize > MAX_FOOTER_LEN {
+            return Err(Flaw::Limit("the footer is longer than its limit"));
+        }
+        Ok((len, crc))
+    }
+
+    /// Reads a body whose checksum is `crc`.
+    pub fn decode_body(body: &[u8], crc: u32) -> Result<Self, Flaw> {
+        if crc32fast::hash(body) != crc {
+            return Err(Flaw::Garbage("the footer's body does not match its checksum"));
+        }
+        let mut take = Take(body);
+        match Self::fields(&mut take) {
+            Some(footer) if take.0.is_empty() => Ok(footer),
+            _ => Err(Flaw::Garbage("the footer's parts do not fill it")),
+        }
+    }
+
+    fn fields(take: &mut Take<'_>) -> Option<Self> {
+        let mut footer = Self {
+            first_position: Position(take.u64()?),
+            last_position: Position(take.u64()?),
+            records: take.u64()?,
+            batches: take.u64()?,
+            min_time: Time(take.i64()?),
+            max_time: Time(take.i64()?),
+            term: take.u64()?,
+            chain: take.array()?,
+            ..Self::default()
+        };
+        let [open, streams, names, keys, positions, entries] =
+            [take.u32()?, take.u32()?, take.u32()?, take.u32()?, take.u32()?, take.u32()?];
+        for _ in 0..open {
+            let id = StreamId(take.u64()?);
+            let last_seq = Seq(take.u64()?);
+            let open = OpenStream { last_seq, last_position: Position(take.u64()?), term: take.u64()? };
+            footer.open.insert(id, open);
+        }
+        let mut spans = Vec::new();
+        for _ in 0..streams {
+            let id = StreamId(take.u64()?);
+            let entry = StreamEntry {
+                first_seq: Seq(take.u64()?),
+                last_seq: Seq(take.u64()?),
+                last_position: Position(take.u64()?),
+                term: take.u64()?,
+                closed: take.u32()? & CLOSED != 0,
+                batches: Vec::new(),
+            };
+            let (_start, count, _reserved) = (take.u32()?, take.u32()?, take.u32()?);
+            footer.streams.insert(id, entry);
+            spans.push((id, count));
+        }
+        for _ in 0..names {
+            footer.names.push((take.u64()?, StreamId(take.u64()?)));
+        }
+        for _ in 0..keys {
+            footer.keys.push((take.u64()?, Position(take.u64()?)));
+        }
+        for _ in 0..positions {
+            footer.positions.push((Position(take.u64()?), take.u64()?));
+        }
+        let mut total = 0_u64;
+        for (id, count) in spans {
+            let entry = footer.streams.get_mut(&id)?;
+            total += u64::from(count);
+            for _ in 0..count {
+                let offset = take.u32()?;
+                let seq = entry.first_seq.checked_add(u64::from(take.u32()?))?;
+                entry.batches.push((offset, seq));
+            }
+        }
+        (total == u64::from(entries)).then_some(footer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn footers()(
+            open in prop::collection::btree_map(1..99_u64, (1..9_u64, 1..99_u64, 0..9_u64), 0..4),
+            streams in prop::collection::btree_map(1..99_u64, prop::collection::vec((1024..9_999_u32, 0..9_u64), 1..4), 0..4),
+            pairs in prop::collection::vec((any::<u64>(), any::<u64>()), 0..4),
+        ) -> Footer {
+            Footer {
+                first_position: Position(7),
+                min_time: Time(-5),
+                chain: [3; 32],
+                open: open.into_iter().map(|(id, (s, p, term))| {
+                    (StreamId(id), OpenStream { last_seq: Seq(s), last_position: Position(p), term })
+                }).collect(),
+                streams: streams.into_iter().map(|(id, list)| (StreamId(id), StreamEntry {
+                    first_seq: Seq(2), last_seq: Seq(20), last_position: Position(9), term: 0, closed: id % 2 == 0,
+                    batches: list.into_iter().map(|(o, d)| (o, Seq(2 + d))).collect(),
+                })).collect(),
+                names: pairs.iter().map(|(a, b)| (*a, StreamId(*b))).collect(),
+                keys: pairs.iter().map(|(a, b)| (*a, Position(*b))).collect(),
+                positions: pairs.iter().map(|(a, b)| (Position(*a), *b)).collect(),
+                ..Footer::default()
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn footers_come_back(footer in footers()) {
+            let site = Site { journal: [1; 16], segment: 2, salt: 3 };
+            let bytes = footer.encode(&site, 4_096).unwrap();
+            let (len, crc) = Footer::decode_header(&bytes, &site, 4_096).unwrap();
+            prop_assert_eq!(len as usize, bytes.len() - FOOTER_HEADER_LEN);
+            prop_assert_eq!(Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc).unwrap(), footer);
+            prop_assert!(Footer::decode_header(&bytes, &site, 4_097).is_err());
+        }
+
+        #[test]
+        fn no_bytes_make_a_body_allocate_beyond_them(body in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = Footer::decode_body(&body, crc32fast::hash(&body));
+        }
+    }
+}

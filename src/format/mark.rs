@@ -1,0 +1,151 @@
+//! The mark: how processes tell each other what is durable.
+
+use super::Digest;
+use super::bytes::Take;
+use crate::position::{Position, Session, Time};
+
+/// Bytes of the mark file.
+pub const MARK_LEN: u64 = 4096;
+/// Where the two slots stand.
+pub const MARK_SLOT_OFFSETS: [u64; 2] = [0, 512];
+/// Where the busy word stands.
+pub const BUSY_OFFSET: u64 = 1024;
+
+const MAGIC: [u8; 4] = *b"RWM1";
+const BUSY_MAGIC: [u8; 4] = *b"RWZ1";
+
+/// One slot of the mark: a lower bound of what is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Grows by one with each publication; the higher valid slot counts.
+    pub counter: u64,
+    /// The session its writer was in.
+    pub session: Session,
+    /// The inode of the mark file itself: a copied directory has another.
+    pub inode: u64,
+    /// The journal.
+    pub journal: [u8; 16],
+    /// The active segment.
+    pub segment: u64,
+    /// Where its last durable batch ends.
+    pub end: u64,
+    /// The last durable position.
+    pub position: Position,
+    /// The chain hash there.
+    pub chain: Digest,
+}
+
+impl Mark {
+    /// Bytes of a slot.
+    pub const LEN: usize = 132;
+
+    /// As it stands in its slot.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(Self::LEN);
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&1_u32.to_le_bytes());
+        out.extend_from_slice(&self.counter.to_le_bytes());
+        out.extend_from_slice(&self.session.boot);
+        for number in [self.session.device, self.session.mount, self.inode] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.journal);
+        for number in [self.segment, self.end, self.position.0] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&self.chain);
+        let crc = crc32fast::hash(&out);
+        out.extend_from_slice(&crc.to_le_bytes());
+        debug_assert_eq!(out.len(), Self::LEN);
+        out
+    }
+
+    /// Reads a slot; `None` where it holds no valid mark of this version.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.get(..Self::LEN)?;
+        let (content, crc) = bytes.split_at(Self::LEN - 4);
+        if crc != crc32fast::hash(content).to_le_bytes() {
+            return None;
+        }
+        let mut take = Take(content);
+        if take.array()? != MAGIC || take.u32()? != 1 {
+            return None;
+        }
+        Some(Self {
+            counter: take.u64()?,
+            session: Session { boot: take.array()?, device: take.u64()?, mount: take.u64()? },
+            inode: take.u64()?,
+            journal: take.array()?,
+            segment: take.u64()?,
+            end: take.u64()?,
+            position: Position(take.u64()?),
+            chain: take.array()?,
+        })
+    }
+}
+
+/// What the holder of the lock is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Writing and syncing a group of batches.
+    Committing,
+    /// Making the next segment.
+    Rolling,
+    /// Setting aside what a dead writer left.
+    Recovering,
+}
+
+/// The busy word: set under the lock before the first write, cleared by publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busy {
+    /// The holder's process id.
+    pub pid: u32,
+    /// Since when.
+    pub since: Time,
+    /// What it is doing.
+    pub phase: Phase,
+}
+
+impl Busy {
+    /// Bytes of the busy word.
+    pub const LEN: usize = 24;
+
+    /// As it stands in the file.
+    pub fn encode(&self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..4].copy_from_slice(&BUSY_MAGIC);
+        out[4..8].copy_from_slice(&self.pid.to_le_bytes());
+        out[8..16].copy_from_slice(&self.since.0.to_le_bytes());
+        let phase: u32 = match self.phase {
+            Phase::Committing => 1,
+            Phase::Rolling => 2,
+            Phase::Recovering => 3,
+        };
+        out[16..20].copy_from_slice(&phase.to_le_bytes());
+        let crc = crc32fast::hash(&out[..20]);
+        out[20..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads the word: whether it is set at all (anything but zeros is), and if whole, by whom.
+    pub fn decode(bytes: &[u8]) -> (bool, Option<Self>) {
+        let bytes = bytes.get(..Self::LEN).unwrap_or(bytes);
+        let set = bytes.iter().any(|b| *b != 0);
+        let whole = || {
+            let (content, crc) = bytes.split_at_checked(Self::LEN - 4)?;
+            let mut take = Take(content);
+            if crc != crc32fast::hash(content).to_le_bytes() || take.array()? != BUSY_MAGIC {
+                return None;
+            }
+            let (pid, since) = (take.u32()?, Time(take.i64()?));
+            let phase = match take.u32()? {
+                1 => Phase::Committing,
+                2 => Phase::Rolling,
+                3 => Phase::Recovering,
+                _ => return None,
+            };
+            Some(Self { pid, since, phase })
+        };
+        (set, whole())
+    }
+}

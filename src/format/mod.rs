@@ -1,0 +1,87 @@
+#![doc = include_str!("FORMAT.md")]
+
+mod batch;
+mod bytes;
+mod footer;
+mod header;
+mod mark;
+mod record;
+
+pub use batch::{BATCH_HEADER_LEN, BatchHeader, Durability, chain};
+pub use footer::{FOOTER_HEADER_LEN, Footer, OpenStream, StreamEntry, name_hash};
+pub use header::{HEADER_COPY_LEN, HeaderBlock, SEGMENT_DATA_START, SegmentHeader};
+pub use mark::{BUSY_OFFSET, Busy, MARK_LEN, MARK_SLOT_OFFSETS, Mark, Phase};
+pub use record::{Draft, Records, Target, WireRecord, encode_body};
+
+/// The format version this crate writes, and the highest it reads.
+pub const VERSION: u16 = 1;
+
+/// The longest payload of one record; longer content spans records.
+pub const MAX_PAYLOAD_LEN: usize = 1 << 20;
+/// The longest body of one batch, stored and decoded.
+pub const MAX_BODY_LEN: usize = 8 << 20;
+/// The most records in one batch.
+pub const MAX_BATCH_RECORDS: u32 = 1 << 16;
+/// The longest name of a stream.
+pub const MAX_NAME_LEN: usize = 512;
+/// The longest idempotency key.
+pub const MAX_KEY_LEN: usize = 256;
+/// The longest body of a footer; a segment whose index would be longer is sealed without one.
+pub const MAX_FOOTER_LEN: usize = 16 << 20;
+/// The longest segment file that is looked at.
+pub const MAX_SEGMENT_LEN: u64 = 256 << 20;
+/// The capacity of a journal's first segment.
+pub const FIRST_CAPACITY: u64 = 256 << 10;
+/// The capacity that segments grow to.
+pub const MAX_CAPACITY: u64 = 64 << 20;
+
+/// A 256-bit BLAKE3 digest.
+pub type Digest = [u8; 32];
+
+/// Why bytes are not what they should be at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// Nothing but zeros, or the end of the file: nothing was written here.
+    Absent,
+    /// Neither magic nor checksum fit.
+    Garbage(&'static str),
+    /// A length or number breaks its limit although its checksum is right.
+    Limit(&'static str),
+    /// Written by a version or with a feature that this one does not know.
+    Unsupported(&'static str),
+}
+
+impl Flaw {
+    /// In words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Absent => "nothing is written here",
+            Self::Garbage(what) | Self::Limit(what) | Self::Unsupported(what) => what,
+        }
+    }
+}
+
+/// Where a checksummed header stands: mixed into its checksum, so that the same bytes at another
+/// place, in another segment or in another journal are not valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Site {
+    /// The journal's random id.
+    pub journal: [u8; 16],
+    /// The segment's number.
+    pub segment: u64,
+    /// The segment's random salt.
+    pub salt: u64,
+}
+
+impl Site {
+    /// CRC-32 of journal id, segment, salt, offset and then `bytes`.
+    fn checksum(&self, offset: u64, bytes: &[u8]) -> u32 {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&self.journal);
+        crc.update(&self.segment.to_le_bytes());
+        crc.update(&self.salt.to_le_bytes());
+        crc.update(&offset.to_le_bytes());
+        crc.update(bytes);
+        crc.finalize()
+    }
+}

@@ -1,0 +1,602 @@
+//! One process's turn at the journal: lock, catch up, check, write, sync, publish, unlock.
+
+use super::mark::{Lock, MarkFile, MarkView, create_mark};
+use super::recovery::{self, Inspection, Plan};
+use super::segment::{FOLDER, Segment, Spot, file_name};
+use super::view::{View, bound_of, newest};
+use super::{Batch, JournalOptions, OpenReport, Receipt, Recovered};
+use crate::clock::{Clock, Entropy};
+use crate::disk::{Disk, Open};
+use crate::error::{Error, ErrorKind, Place, Result};
+use crate::format::{
+    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, FOOTER_HEADER_LEN, Mark, Phase, SEGMENT_DATA_START,
+    SegmentHeader, Target, encode_body,
+};
+use crate::position::{Position, Seq, StreamId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How often catching up may find something new to settle before it must be done.
+const MAX_ROUNDS: usize = 6;
+/// The most bytes written before a sync.
+const MAX_GROUP_LEN: usize = 16 << 20;
+
+/// A batch with its body as it was encoded before the lock was taken.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) batch: Batch,
+    pub(super) body: Vec<u8>,
+    pub(super) crc: u32,
+    pub(super) digest: [u8; 32],
+}
+
+impl Encoded {
+    pub(super) fn new(batch: Batch) -> Self {
+        let body = encode_body(&batch.drafts);
+        let crc = crc32fast::hash(&body);
+        let digest = *blake3::hash(&body).as_bytes();
+        Self { batch, body, crc, digest }
+    }
+}
+
+/// The answer to one batch.
+pub(super) type Answer = Result<Receipt>;
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+    options: JournalOptions,
+    lock: Lock,
+    mark: MarkFile,
+    mark_view: MarkView,
+    pub(super) view: Option<View>,
+    poisoned: Option<String>,
+}
+
+/// Batches accepted into the group that is being gathered.
+#[derive(Default)]
+struct Group {
+    bytes: Vec<u8>,
+    batches: Vec<(usize, u64, BatchHeader, Vec<u8>, Receipt)>,
+    streams: BTreeMap<StreamId, Seq>,
+    names: Vec<Vec<u8>>,
+}
+
+impl Core {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        options: JournalOptions,
+    ) -> Result<Self> {
+        if let Some(kind) = disk.unreliable()? {
+            let message = format!("the data directory is on {kind}, where locks and syncs cannot be relied upon");
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .hint("Put the data directory on a local file system; nothing was written."));
+        }
+        let made = disk.create_dir(FOLDER)?;
+        let lock = Lock::open(&*disk, true)?.ok_or_else(|| Error::misuse("the lock file cannot be made"))?;
+        let mark = create_mark(&*disk)?;
+        if made {
+            disk.sync_dir(".")?;
+        }
+        let mark_view = MarkView::ABSENT;
+        Ok(Self { disk, clock, entropy, options, lock, mark, mark_view, view: None, poisoned: None })
+    }
+
+    /// Runs `work` with the lock held and everything of others caught up with.
+    pub(super) fn locked<T>(&mut self, work: impl FnOnce(&mut Self, &OpenReport) -> Result<T>) -> Result<T> {
+        if let Some(why) = &self.poisoned {
+            return Err(poisoned(why));
+        }
+        self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
+        let result = self.catch_up().and_then(|report| work(self, &report));
+        let unlocked = self.lock.give_back();
+        let value = result?;
+        unlocked?;
+        Ok(value)
+    }
+
+    /// The view, which is there once anything was caught up with.
+    pub(super) fn view(&mut self) -> Result<&mut View> {
+        self.view.as_mut().ok_or_else(|| Error::misuse("the journal has not been looked at yet"))
+    }
+
+    fn catch_up(&mut self) -> Result<OpenReport> {
+        let mut report = OpenReport::default();
+        for _ in 0..MAX_ROUNDS {
+            let mark = self.mark.read()?;
+            let settled = mark.is_current() && !mark.busy && mark.same(&self.mark_view);
+            if settled && self.view.is_some() {
+                return Ok(report);
+            }
+            if let Some(best) = mark.best.filter(|_| mark.is_current() && !mark.busy)
+                && self.disk.stat(&file_name(best.segment + 1))?.is_none()
+                && self.follow(&best)?
+            {
+                self.mark_view = mark;
+                return Ok(report);
+            }
+            self.settle(&mark, &mut report)?;
+        }
+        Err(Error::new(ErrorKind::Retry, "the journal kept changing while it was caught up with under its lock"))
+    }
+
+    /// Indexes what others made durable, if nothing stands behind the mark.
+    fn follow(&mut self, mark: &Mark) -> Result<bool> {
+        if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
+            match Segment::open(&*self.disk, mark.segment, Open::Write) {
+                Ok(segment) => self.view = Some(View::at_start(Arc::clone(&self.disk), segment, true)?),
+                Err(super::segment::Unopened::Missing | super::segment::Unopened::Damaged(_)) => return Ok(false),
+                Err(unopened) => return Err(unopened.into_error(mark.segment)),
+            }
+        }
+        let view = self.view()?;
+        let known_damage = view.damage.len();
+        view.advance(mark.segment, bound_of(mark))?;
+        if view.damage.len() > known_damage || view.segment.header.journal != mark.journal {
+            self.view = None;
+            return Ok(false);
+        }
+        let mut head = [0; BATCH_HEADER_LEN];
+        let read = self.view()?.segment.file.read_at(&mut head, mark.end)?;
+        Ok(head[..read].iter().all(|b| *b == 0))
+    }
+
+    /// Finds out what the newest segment holds and does what the plan says.
+    fn settle(&mut self, mark: &MarkView, report: &mut OpenReport) -> Result<()> {
+        let told = mark.evidence().map(|m| m.position);
+        let Some(number) = newest(&*self.disk)? else {
+            return match told.filter(|p| *p != Position::ZERO) {
+                Some(position) => Err(missing(1, position)),
+                None => self.create_first(mark),
+            };
+        };
+        if let Some(named) = mark.evidence().filter(|m| m.segment > number) {
+            return Err(missing(number + 1, named.position));
+        }
+        let segment = Segment::open(&*self.disk, number, Open::Write)
+            .map_err(|unopened| with_way_on(unopened.into_error(number)))?;
+        if let Some(named) = mark.evidence().filter(|m| m.journal != segment.header.journal) {
+            let damage = super::Damage::new(number, 0, "the segment belongs to another journal");
+            return Err(with_way_on(damage.losing(segment.header.first_position, named.position).to_error()));
+        }
+        let known = self.view.as_ref().filter(|v| v.segment.number() == number && v.damage.is_empty());
+        let known = known.map(|v| v.spot);
+        let found = recovery::inspect(segment, known, told)?;
+        let facts = found.facts(mark);
+        match recovery::plan(facts) {
+            Plan::Refuse => Err(with_way_on(found.loss().to_error())),
+            Plan::Publish { sync_dir } => {
+                if sync_dir {
+                    self.disk.sync_dir(FOLDER)?;
+                }
+                self.publish_found(mark, &found)
+            }
+            Plan::SyncThenPublish => {
+                self.guard(|core| {
+                    found.segment.file.sync()?;
+                    core.disk.sync_dir(FOLDER)
+                })?;
+                report.settled_records += found.good.position.0 - found.proven.position.0;
+                self.publish_found(mark, &found)
+            }
+            Plan::Recover => {
+                self.recover(&found, report)?;
+                Ok(())
+            }
+        }
+    }
+
+    fn publish_found(&mut self, mark: &MarkView, found: &Inspection) -> Result<()> {
+        self.mark.publish(mark, mark_at(&found.segment.header, &found.good))?;
+        Ok(())
+    }
+
+    fn create_first(&mut self, mark: &MarkView) -> Result<()> {
+        self.guard(|core| {
+            recovery::sweep(&*core.disk)?;
+            let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
+            header.capacity = core.options.first_capacity;
+            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
+            core.mark.publish(mark, mark_at(&segment.header, &spot))?;
+            Ok(())
+        })
+    }
+
+    /// Goes on in a new segment with what is whole, and sets aside what is not.
+    fn recover(&mut self, found: &Inspection, report: &mut OpenReport) -> Result<()> {
+        self.guard(|core| {
+            core.mark.set_busy(Phase::Recovering, core.clock.now())?;
+            recovery::sweep(&*core.disk)?;
+            if let Some((from, to)) = found.garbage {
+                recovery::quarantine(&*core.disk, &found.segment, from, to)?;
+            }
+            let copies = recovery::read_batches(&found.segment, &found.doubt)?;
+            let salt = core.entropy.number()?;
+            let old = &found.segment.header;
+            let mut header = recovery::successor(old, &found.proven, salt, &*core.clock)?;
+            header.epoch += 1;
+            header.born_upto = found.good.position;
+            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &copies)?;
+            let mark = core.mark.read()?;
+            core.mark.publish(&mark, mark_at(&segment.header, &spot))?;
+            report.recovered.push(Recovered {
+                segment: old.segment,
+                quarantined_bytes: found.garbage_len(),
+                kept_records: found.good.position.0 - found.proven.position.0,
+            });
+            Ok(())
+        })
+    }
+
+    /// Gives up what is damaged at the end: the way on after corruption. Nothing is deleted; the
+    /// next segment says which positions are lost.
+    pub(super) fn accept_damage(&mut self) -> Result<Option<super::Damage>> {
+        self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
+        let result = self.accept_damage_locked();
+        self.lock.give_back()?;
+        result
+    }
+
+    fn accept_damage_locked(&mut self) -> Result<Option<super::Damage>> {
+        let mark = self.mark.read()?;
+        let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
+        let Some(number) = newest(&*self.disk)? else {
+            if told == Position::ZERO {
+                return Ok(None);
+            }
+            let header = recovery::first_header(&*self.entropy, &*self.clock)?;
+            let header = SegmentHeader { first_position: next(told)?, born_upto: told, ..header };
+            let damage = super::Damage::new(1, 0, "every segment is missing").losing(Position(1), told);
+            return self.give_up(&mark, header, damage).map(Some);
+        };
+        let named = mark.evidence().map_or(0, |m| m.segment);
+        let readable = Segment::open(&*self.disk, number, Open::Write);
+        let (header, damage) = match readable {
+            Ok(segment) if named <= number => {
+                let found = recovery::inspect(segment, None, Some(told))?;
+                if recovery::plan(found.facts(&mark)) != Plan::Refuse {
+                    return Ok(None);
+                }
+                let damage = found.loss();
+                // Whatever is whole behind the damage stays readable where it is.
+                let end = Spot { position: found.evidence.max(found.last_readable.position), ..found.last_readable };
+                let mut header =
+                    recovery::successor(&found.segment.header, &end, self.entropy.number()?, &*self.clock)?;
+                header.epoch += 1;
+                (header, damage)
+            }
+            Err(super::segment::Unopened::Failed(error)) => return Err(error),
+            _ => self.beyond_unreadable(&mark, number.max(named), told)?,
+        };
+        self.give_up(&mark, header, damage).map(Some)
+    }
+
+    /// The header of a segment that follows one which is missing or cannot be opened.
+    fn beyond_unreadable(
+        &mut self,
+        mark: &MarkView,
+        last: u64,
+        told: Position,
+    ) -> Result<(SegmentHeader, super::Damage)> {
+        let before = (1..last).rev().find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok());
+        let from = match &before {
+            Some(segment) => {
+                let successor = Segment::open(&*self.disk, segment.number() + 1, Open::Read).ok();
+                let len = segment.len()?;
+                let bound = successor.as_ref().map_or(
+                    super::segment::Bound { offset: len, position: None },
+                    |s| super::index::sealed_bound(&s.header),
+                );
+                let mut scanner =
+                    super::segment::Scanner::new(segment.clone(), Spot::start(&segment.header), bound);
+                let mut end = scanner.spot();
+                while let Some(step) = scanner.step()? {
+                    if matches!(step, super::segment::Step::Batch { .. }) {
+                        end = scanner.spot();
+                    }
+                }
+                end.position
+            }
+            None => Position::ZERO,
+        };
+        let upto = told.max(from);
+        let base = recovery::first_header(&*self.entropy, &*self.clock)?;
+        let journal = before.as_ref().map(|s| s.header.journal).or(mark.evidence().map(|m| m.journal));
+        let header = SegmentHeader {
+            journal: journal.unwrap_or(base.journal),
+            segment: last + 1,
+            epoch: before.as_ref().map_or(1, |s| s.header.epoch + 1),
+            first_position: next(upto)?,
+            chain: mark.evidence().map_or([0; 32], |m| m.chain),
+            born_upto: upto,
+            ..base
+        };
+        let damage = super::Damage::new(last, 0, format!("segment {last} is missing or cannot be read"));
+        Ok((header, damage.losing(Position(from.0 + 1), upto)))
+    }
+
+    fn give_up(
+        &mut self,
+        mark: &MarkView,
+        header: SegmentHeader,
+        damage: super::Damage,
+    ) -> Result<super::Damage> {
+        let header = SegmentHeader { lost: (damage.from, damage.to), ..header };
+        self.guard(|core| {
+            core.mark.set_busy(Phase::Recovering, core.clock.now())?;
+            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
+            core.mark.publish(mark, mark_at(&segment.header, &spot))?;
+            Ok(())
+        })?;
+        self.view = None;
+        Ok(damage)
+    }
+
+    /// Commits as many groups as it takes; each batch gets its answer as soon as it has one.
+    pub(super) fn commit(&mut self, batches: Vec<Encoded>, answer: &mut dyn FnMut(usize, Answer)) {
+        let count = batches.len();
+        let mut answers: Vec<Option<Answer>> = Vec::new();
+        answers.resize_with(count, || None);
+        let mut tell = |i: usize, a: Answer| answers[i] = Some(a);
+        let result = self.locked(|core, _| {
+            let mut group = Group::default();
+            for (i, encoded) in batches.into_iter().enumerate() {
+                if let Err(error) = core.gather(&mut group, i, encoded, &mut tell) {
+                    if core.poisoned.is_some() {
+                        return Err(error);
+                    }
+                    tell(i, Err(error));
+                }
+            }
+            core.flush(&mut group, &mut tell)
+        });
+        // Whoever has no answer by now shares the fate of the turn as a whole.
+        let mut shared = result.err();
+        for (i, given) in answers.into_iter().enumerate() {
+            answer(i, given.unwrap_or_else(|| Err(take_or_copy(&mut shared))));
+        }
+    }
+
+    /// Checks a batch and adds it to the group, rolling first where it does not fit.
+    fn gather(
+        &mut self,
+        group: &mut Group,
+        i: usize,
+        encoded: Encoded,
+        tell: &mut dyn FnMut(usize, Answer),
+    ) -> Result<()> {
+        let frame_len = (BATCH_HEADER_LEN + encoded.body.len()) as u64;
+        let view = self.view()?;
+        let at = view.spot.offset + group.bytes.len() as u64;
+        if at > SEGMENT_DATA_START && at + frame_len > view.segment.header.capacity {
+            self.flush(group, tell)?;
+            self.roll()?;
+        } else if group.bytes.len() + frame_len as usize > MAX_GROUP_LEN {
+            self.flush(group, tell)?;
+        }
+        let encoded = self.check(group, encoded)?;
+        let view = self.view()?;
+        let (prev, last) = match group.batches.last() {
+            Some((_, _, header, _, _)) => (header.chain, header.last_position()),
+            None => (recovery::chain_at(&view.spot), view.spot.position),
+        };
+        let offset = view.spot.offset + group.bytes.len() as u64;
+        let first_position = next(last)?;
+        let drafts = &encoded.batch.drafts;
+        let mut header = BatchHeader {
+            durability: Durability::Durable,
+            body_len: encoded.body.len() as u32,
+            count: drafts.len() as u32,
+            body_crc: encoded.crc,
+            first_position,
+            time: drafts[0].time,
+            durable_upto: view.spot.position,
+            body_digest: encoded.digest,
+            chain: [0; 32],
+        };
+        first_position
+            .checked_add(u64::from(header.count))
+            .ok_or_else(|| Error::new(ErrorKind::Full, "the positions of this journal are used up"))?;
+        header.chain = header.expected_chain(&prev);
+        header.encode(&view.segment.header.site(), offset, &mut group.bytes);
+        group.bytes.extend_from_slice(&encoded.body);
+        let receipt = receipt_for(&header, drafts, group);
+        group.batches.push((i, offset, header, encoded.body, receipt));
+        Ok(())
+    }
+
+    /// Gives every record its sequence, refusing what does not fit; encodes anew where the
+    /// sequences turned out otherwise than was thought outside the lock.
+    fn check(&mut self, group: &mut Group, mut encoded: Encoded) -> Result<Encoded> {
+        let mut opened: Option<Seq> = None;
+        let mut changed = false;
+        let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
+        let mut names = Vec::new();
+        for (nth, draft) in encoded.batch.drafts.iter_mut().enumerate() {
+            let seq = match &draft.target {
+                Target::Open(name) => {
+                    let taken = group.names.contains(name) || names.contains(name);
+                    if taken || self.view()?.find_name(name)?.is_some() {
+                        let name = String::from_utf8_lossy(name).into_owned();
+                        return Err(Error::new(ErrorKind::Conflict, format!("{name} exists already")));
+                    }
+                    names.push(name.clone());
+                    opened = Some(Seq(1));
+                    Seq(1)
+                }
+                Target::Opened => {
+                    let last = opened.ok_or_else(|| Error::misuse("no stream was opened in this batch"))?;
+                    let seq = next_seq(last)?;
+                    opened = Some(seq);
+                    seq
+                }
+                Target::Stream(id) => {
+                    let last = match streams.get(id).or_else(|| group.streams.get(id)) {
+                        Some(seq) => *seq,
+                        None => match self.view()?.stream(*id)? {
+                            Some(state) => state.last_seq,
+                            None => return Err(Error::misuse(format!("there is no stream {id}"))),
+                        },
+                    };
+                    let seq = next_seq(last)?;
+                    streams.insert(*id, seq);
+                    seq
+                }
+            };
+            if let Some(expected) = encoded.batch.expected.filter(|expected| nth == 0 && *expected != seq) {
+                let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
+                return Err(Error::new(ErrorKind::Conflict, message)
+                    .hint("Another process has written to it; nothing of this batch was."));
+            }
+            changed |= draft.seq != seq;
+            draft.seq = seq;
+        }
+        group.streams.extend(streams);
+        group.names.extend(names);
+        Ok(if changed { Encoded::new(encoded.batch) } else { encoded })
+    }
+
+    /// One write, one sync, for all that was gathered.
+    fn flush(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<()> {
+        let Group { bytes, batches, .. } = std::mem::take(group);
+        let Some((_, _, last, _, _)) = batches.last() else { return Ok(()) };
+        let (position, chain) = (last.last_position(), last.chain);
+        self.guard(|core| {
+            let now = core.clock.now();
+            core.mark.set_busy(Phase::Committing, now)?;
+            let mark_view = core.mark_view;
+            let view = core.view()?;
+            let (start, file) = (view.spot.offset, Arc::clone(&view.segment.file));
+            file.write_at(&bytes, start)?;
+            file.sync()?;
+            let offset = start + bytes.len() as u64;
+            let end = Spot { offset, position, chain: Some(chain) };
+            let mark = mark_at(&core.view()?.segment.header, &end);
+            core.mark_view = core.mark.publish(&mark_view, mark)?;
+            Ok(())
+        })?;
+        for (i, offset, header, body, receipt) in batches {
+            self.view()?.added(offset, &header, &body)?;
+            tell(i, Ok(receipt));
+        }
+        Ok(())
+    }
+
+    /// Seals the active segment with its footer and makes the next one.
+    fn roll(&mut self) -> Result<()> {
+        self.guard(|core| {
+            core.mark.set_busy(Phase::Rolling, core.clock.now())?;
+            let (salt, max) = (core.entropy.number()?, core.options.max_capacity);
+            let view = core.view()?;
+            let (old, end) = (view.segment.header, view.spot);
+            let footer = view.index.encode(&old.site(), end.offset);
+            if let Some(footer) = &footer {
+                view.segment.file.write_at(footer, end.offset)?;
+                view.segment.file.sync()?;
+            }
+            let mut header = recovery::successor(&old, &end, salt, &*core.clock)?;
+            header.prev_footer_len =
+                footer.map_or(0, |f| u32::try_from(f.len()).unwrap_or(FOOTER_HEADER_LEN as u32));
+            header.capacity = old.capacity.saturating_mul(4).min(max).max(old.capacity);
+            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
+            let mark = mark_at(&segment.header, &spot);
+            core.mark_view = core.mark.publish(&core.mark_view, mark)?;
+            core.view()?.enter(segment);
+            Ok(())
+        })
+    }
+
+    /// Runs what writes. Any error in it poisons: what is on the disk is not known any more, and
+    /// only opening anew finds out. The busy word stays set.
+    fn guard<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        match work(self) {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                let why = error.to_string();
+                self.poisoned = Some(why.clone());
+                let kind = if error.kind() == ErrorKind::Full { ErrorKind::Full } else { ErrorKind::Reopen };
+                Err(error.into_kind(kind).hint(
+                    "Whether what was being written is in the journal is not known. Open it anew: that settles it.",
+                ))
+            }
+        }
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.poisoned.is_some()
+    }
+}
+
+/// The error itself the first time, its likeness afterwards.
+fn take_or_copy(error: &mut Option<Error>) -> Error {
+    let copy = error.as_ref().map(|e| Error::new(e.kind(), e.message()));
+    let copy = copy.unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the batch was not answered"));
+    error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the batch was not answered"))
+}
+
+fn receipt_for(header: &BatchHeader, drafts: &[Draft], group: &Group) -> Receipt {
+    let last = drafts.last().map_or(Seq::ZERO, |d| d.seq);
+    let stream = match &drafts[0].target {
+        Target::Stream(id) => *id,
+        Target::Open(_) | Target::Opened => StreamId(header.first_position.0),
+    };
+    debug_assert!(group.bytes.len() >= drafts.len());
+    Receipt {
+        stream,
+        first: header.first_position,
+        last: header.last_position(),
+        last_seq: last,
+        chain: header.chain,
+    }
+}
+
+fn mark_at(header: &SegmentHeader, end: &Spot) -> Mark {
+    Mark {
+        counter: 0,
+        session: crate::position::Session::default(),
+        inode: 0,
+        journal: header.journal,
+        segment: header.segment,
+        end: end.offset,
+        position: end.position,
+        chain: recovery::chain_at(end),
+    }
+}
+
+fn next(position: Position) -> Result<Position> {
+    position.next().ok_or_else(|| Error::new(ErrorKind::Full, "the positions of this journal are used up"))
+}
+
+fn next_seq(seq: Seq) -> Result<Seq> {
+    seq.next().ok_or_else(|| Error::new(ErrorKind::Full, "the sequences of this stream are used up"))
+}
+
+fn poisoned(why: &str) -> Error {
+    Error::new(ErrorKind::Reopen, format!("an earlier write failed, so nothing more is written here: {why}"))
+        .hint("Reading goes on. Open the journal anew to write: that settles what is in it.")
+}
+
+fn missing(segment: u64, position: Position) -> Error {
+    with_way_on(
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("segment {segment} is missing; records up to position {position} were durable"),
+        )
+        .at(Place { segment, offset: 0, position: Some(position) }),
+    )
+}
+
+/// Tells the way on after corruption at the end of the journal.
+pub(super) fn with_way_on(error: Error) -> Error {
+    if error.kind() != ErrorKind::Corrupt {
+        return error;
+    }
+    error.hint(
+        "Reading what is left goes on. Bring the files back from a copy if there is one; \
+         else `runwal recover --accept-damage` gives up what is lost and goes on, deleting nothing.",
+    )
+}

@@ -1,0 +1,212 @@
+//! What a segment contains: built while it is written or scanned, stored as its footer, or, where
+//! it has none, as a disposable file under `cache/index/`.
+
+use super::segment::{Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
+use crate::disk::{Disk, Open, read_whole};
+use crate::error::{Place, Result};
+use crate::format::{
+    BatchHeader, FOOTER_HEADER_LEN, Flaw, Footer, MAX_FOOTER_LEN, OpenStream, Records, SegmentHeader,
+    StreamEntry, name_hash,
+};
+use crate::position::{Position, Seq, StreamId};
+use std::collections::BTreeMap;
+
+/// Batches are noted by position about this often.
+const POSITION_STRIDE: u64 = 64 << 10;
+const SIDECARS: &str = "cache/index";
+
+/// An index with nothing in it, for a segment that begins as `header` says.
+pub(crate) fn empty(header: &SegmentHeader, open: BTreeMap<StreamId, OpenStream>, term: u64) -> Footer {
+    Footer {
+        first_position: header.first_position,
+        last_position: Position(header.first_position.0 - 1),
+        chain: header.chain,
+        open,
+        term,
+        ..Footer::default()
+    }
+}
+
+/// Adds a batch that stands at `offset`. A body that is not made of records changes nothing.
+pub(crate) fn add(index: &mut Footer, offset: u64, header: &BatchHeader, body: &[u8]) -> Result<(), Flaw> {
+    if let Some(flaw) = Records::new(header, body).find_map(Result::err) {
+        return Err(flaw);
+    }
+    let at = u32::try_from(offset).map_err(|_| Flaw::Limit("a batch stands beyond 4 GiB"))?;
+    for record in Records::new(header, body).flatten() {
+        let (time, term) = (record.time, record.term.unwrap_or(0));
+        if index.records == 0 {
+            (index.min_time, index.max_time) = (time, time);
+        }
+        index.records += 1;
+        index.min_time = index.min_time.min(time);
+        index.max_time = index.max_time.max(time);
+        index.term = index.term.max(term);
+        let entry = index.streams.entry(record.stream).or_insert_with(|| StreamEntry {
+            first_seq: record.seq,
+            last_seq: record.seq,
+            last_position: record.position,
+            term: 0,
+            closed: false,
+            batches: Vec::new(),
+        });
+        if entry.batches.last().is_none_or(|(last, _)| *last != at) {
+            entry.batches.push((at, record.seq));
+        }
+        (entry.last_seq, entry.last_position) = (record.seq, record.position);
+        entry.term = entry.term.max(term);
+        entry.closed |= record.closes;
+        if let Some(name) = record.opens {
+            insert_sorted(&mut index.names, (name_hash(name), record.stream));
+            let open = OpenStream { last_seq: Seq::ZERO, last_position: Position::ZERO, term: 0 };
+            index.open.insert(record.stream, open);
+        }
+        if let Some(open) = index.open.get_mut(&record.stream) {
+            (open.last_seq, open.last_position) = (record.seq, record.position);
+            open.term = open.term.max(term);
+        }
+        if record.closes {
+            index.open.remove(&record.stream);
+        }
+        if let Some(key) = record.key {
+            insert_sorted(&mut index.keys, (name_hash(key), record.position));
+        }
+    }
+    if index.positions.last().is_none_or(|(_, last)| offset - last >= POSITION_STRIDE) {
+        index.positions.push((header.first_position, offset));
+    }
+    index.batches += 1;
+    index.last_position = header.last_position();
+    index.chain = header.chain;
+    Ok(())
+}
+
+fn insert_sorted<T: Ord>(list: &mut Vec<T>, item: T) {
+    let at = list.partition_point(|other| *other < item);
+    list.insert(at, item);
+}
+
+/// Scans a segment into `index`, from where it ends; answers with the damage met on the way.
+pub(crate) fn scan(index: &mut Footer, scanner: &mut Scanner) -> Result<Vec<Damage>> {
+    let mut damage = Vec::new();
+    let number = scanner.number();
+    while let Some(step) = scanner.step()? {
+        match step {
+            Step::Batch { offset, header, body } => {
+                if let Err(flaw) = add(index, offset, &header, body) {
+                    let lost = (header.first_position, header.last_position());
+                    damage.push(flaw_in(number, offset, flaw, lost)?);
+                }
+            }
+            Step::Damage(found) => damage.push(found),
+        }
+    }
+    Ok(damage)
+}
+
+/// A body that checks out and yet is not made of records: damage, unless a newer version wrote it.
+pub(crate) fn flaw_in(
+    segment: u64,
+    offset: u64,
+    flaw: Flaw,
+    lost: (Position, Position),
+) -> Result<Damage> {
+    if let Flaw::Unsupported(what) = flaw {
+        let place = Place { segment, offset, position: Some(lost.0) };
+        return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, what).at(place));
+    }
+    Ok(Damage::new(segment, offset, flaw.describe()).losing(lost.0, lost.1))
+}
+
+/// Where a sealed segment's batches end, as its successor says.
+pub(crate) fn sealed_bound(successor: &SegmentHeader) -> Bound {
+    let last = Position(successor.first_position.0 - 1);
+    Bound { offset: successor.prev_end, position: Some(last) }
+}
+
+/// The footer behind a sealed segment's batches: `None` where its successor says there is none.
+pub(crate) fn read_footer(segment: &Segment, successor: &SegmentHeader) -> Result<Option<Result<Footer, Flaw>>> {
+    if successor.prev_footer_len == 0 {
+        return Ok(None);
+    }
+    let offset = successor.prev_end;
+    let mut head = [0; FOOTER_HEADER_LEN];
+    let read = segment.file.read_at(&mut head, offset)?;
+    let (len, crc) = match Footer::decode_header(&head[..read], &segment.header.site(), offset) {
+        Ok(found) => found,
+        Err(flaw) => return Ok(Some(Err(flaw))),
+    };
+    let mut body = vec![0; len as usize];
+    let read = segment.file.read_at(&mut body, offset + FOOTER_HEADER_LEN as u64)?;
+    Ok(Some(Footer::decode_body(&body[..read], crc)))
+}
+
+/// The index of a sealed segment. Taken from its footer or its file in the cache; otherwise made
+/// by scanning, going back as far as is needed to know which streams were open.
+pub(crate) fn of_sealed(disk: &dyn Disk, number: u64, writable: bool) -> Result<Footer> {
+    let mut missing = Vec::new();
+    let mut at = number;
+    let mut found = None;
+    while at > 0 {
+        let successor = Segment::open(disk, at + 1, Open::Read).ok().map(|s| s.header);
+        match Segment::open(disk, at, Open::Read) {
+            Ok(segment) => {
+                if let Some(index) = stored(disk, &segment, successor.as_ref())? {
+                    found = Some(index);
+                    break;
+                }
+                missing.push((segment, successor));
+            }
+            Err(Unopened::Failed(error)) => return Err(error),
+            Err(_) => {}
+        }
+        at -= 1;
+    }
+    let mut index = found.unwrap_or_default();
+    while let Some((segment, successor)) = missing.pop() {
+        index = empty(&segment.header, index.open, index.term);
+        let bound = match &successor {
+            Some(successor) => sealed_bound(successor),
+            None => Bound { offset: segment.len()?, position: None },
+        };
+        let bound = Bound { offset: bound.offset.min(segment.len()?), ..bound };
+        let from = Spot::start(&segment.header);
+        let damage = scan(&mut index, &mut Scanner::new(segment.clone(), from, bound))?;
+        if damage.is_empty() && writable {
+            // Disposable: failing to keep it costs the next one a scan.
+            let _ = store(disk, &segment, &index);
+        }
+    }
+    Ok(index)
+}
+
+fn sidecar_name(number: u64) -> String {
+    format!("{SIDECARS}/{number:010}.idx")
+}
+
+fn stored(disk: &dyn Disk, segment: &Segment, successor: Option<&SegmentHeader>) -> Result<Option<Footer>> {
+    let Some(successor) = successor else { return Ok(None) };
+    if let Some(Ok(footer)) = read_footer(segment, successor)? {
+        return Ok(Some(footer));
+    }
+    let limit = (FOOTER_HEADER_LEN + MAX_FOOTER_LEN) as u64;
+    let Ok(bytes) = read_whole(disk, &sidecar_name(segment.number()), limit) else { return Ok(None) };
+    let Ok((_, crc)) = Footer::decode_header(&bytes, &segment.header.site(), 0) else { return Ok(None) };
+    let Ok(index) = Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc) else { return Ok(None) };
+    let fits = index.chain == successor.chain && index.last_position.next() == Some(successor.first_position);
+    Ok(fits.then_some(index))
+}
+
+/// Keeps an index in the cache.
+pub(crate) fn store(disk: &dyn Disk, segment: &Segment, index: &Footer) -> Result<()> {
+    let Some(bytes) = index.encode(&segment.header.site(), 0) else { return Ok(()) };
+    disk.create_dir("cache")?;
+    disk.create_dir(SIDECARS)?;
+    let temporary = format!("{SIDECARS}/tmp-{:010}-{}", segment.number(), super::mark::own_pid());
+    if disk.stat(&temporary)?.is_some() {
+        disk.remove(&temporary)?;
+    }
+    disk.open(&temporary, Open::CreateNew)?.write_at(&bytes, 0)?;
+    disk.rename(&temporary, &sidecar_name(segment.number()), true)?;
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Who is alive: each writing engine holds the lock on a file of its own for as long as it lives.
+//! A process id can be another process's by now; a lock goes with its holder.
+
+use super::Journal;
+use super::segment::FOLDER;
+use crate::disk::{File, Open};
+use crate::error::{Error, ErrorKind, Result};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+fn folder() -> String {
+    format!("{FOLDER}/live")
+}
+
+fn file_name(recorder: &[u8; 16]) -> String {
+    let mut name = folder();
+    name.push('/');
+    for byte in recorder {
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+/// The lock that says "this recorder is alive"; given up by [`Alive::end`] or with the process.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    journal: Journal,
+    name: String,
+    _file: Arc<dyn File>,
+}
+
+impl Alive {
+    /// Begins a life. Under the journal's lock, so that nobody sees the file before it is locked.
+    pub(crate) fn begin(journal: &Journal, recorder: &[u8; 16]) -> Result<Self> {
+        let name = file_name(recorder);
+        let file = journal.locked(|core| {
+            core.disk.create_dir(&folder())?;
+            let file = core.disk.open(&name, Open::CreateNew)?;
+            if !file.try_lock()? {
+                return Err(Error::new(ErrorKind::Io, format!("{name} was locked by somebody else at once")));
+            }
+            Ok(file)
+        })?;
+        Ok(Self { journal: journal.clone(), name, _file: file })
+    }
+
+    /// Ends it in order: nothing of this recorder is left to be recovered.
+    pub(crate) fn end(self) -> Result<()> {
+        self.journal.locked(|core| core.disk.remove(&self.name))
+    }
+}
+
+/// The certainty that a recorder is dead, for as long as this is held.
+#[derive(Debug)]
+pub(crate) struct Dead {
+    name: String,
+    file: Option<Arc<dyn File>>,
+}
+
+impl Dead {
+    /// `None` if the recorder is alive.
+    pub(crate) fn certify(journal: &Journal, recorder: &[u8; 16]) -> Result<Option<Self>> {
+        let name = file_name(recorder);
+        journal.locked(|core| match core.disk.open(&name, Open::Write) {
+            Ok(file) => Ok(file.try_lock()?.then_some(Self { name, file: Some(file) })),
+            Err(error) if error.is_missing() => Ok(Some(Self { name, file: None })),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Removes what it left, once all of its runs are ended.
+    pub(crate) fn bury(self, journal: &Journal) -> Result<()> {
+        if self.file.is_none() {
+            return Ok(());
+        }
+        journal.locked(|core| core.disk.remove(&self.name))
+    }
+}

@@ -1,0 +1,327 @@
+//! The journal: opaque records in checksummed batches, in segments, shared by any number of
+//! processes.
+//!
+//! This room never names an event. It knows streams, sequences and positions, and keeps three
+//! promises: what a [`Receipt`] was given for survives; a reader never sees what could still be
+//! lost; damage is told and never shortened away.
+
+mod core;
+mod index;
+pub(crate) mod live;
+mod mark;
+mod recovery;
+pub(crate) mod segment;
+pub(crate) mod verify;
+mod view;
+pub(crate) mod read;
+
+pub use segment::Damage;
+pub use verify::{Verdict, Verification};
+
+use self::core::{Answer, Core, Encoded};
+use crate::clock::{Clock, Entropy};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    Digest, Draft, FIRST_CAPACITY, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_CAPACITY, MAX_KEY_LEN, MAX_NAME_LEN,
+    MAX_PAYLOAD_LEN, Target,
+};
+use crate::position::{Position, Seq, StreamId};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Settings of a journal.
+#[derive(Debug, Clone, Copy)]
+pub struct JournalOptions {
+    /// How long to wait for another process's turn to end. Default: 30 s.
+    pub patience: Duration,
+    /// The capacity of a new journal's first segment in bytes. Default: 256 KiB.
+    pub first_capacity: u64,
+    /// The capacity segments grow to, fourfold each. Default and limit: 64 MiB.
+    pub max_capacity: u64,
+}
+
+impl Default for JournalOptions {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_secs(30),
+            first_capacity: FIRST_CAPACITY,
+            max_capacity: MAX_CAPACITY,
+        }
+    }
+}
+
+/// Records that become durable together or not at all.
+#[derive(Debug, Clone)]
+pub(crate) struct Batch {
+    /// At least one.
+    pub(crate) drafts: Vec<Draft>,
+    /// The sequence that the first record must get.
+    pub(crate) expected: Option<Seq>,
+}
+
+/// The proof that a batch is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// The stream of the first record.
+    pub stream: StreamId,
+    /// The position of the first record.
+    pub first: Position,
+    /// The position of the last record.
+    pub last: Position,
+    /// The sequence of the last record in its stream.
+    pub last_seq: Seq,
+    /// The chain hash over the journal up to and with this batch.
+    pub chain: Digest,
+}
+
+/// One recovery of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recovered {
+    /// The segment whose end was fixed.
+    pub segment: u64,
+    /// Bytes set aside because they were no whole batch.
+    pub quarantined_bytes: u64,
+    /// Whole records that nobody had been told were durable, and that now are.
+    pub kept_records: u64,
+}
+
+/// What opening for writing found to do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Recoveries, usually none or one.
+    pub recovered: Vec<Recovered>,
+    /// Whole records found after a power cut that nobody had been told were durable.
+    pub settled_records: u64,
+}
+
+/// One handle on the journal for writing; cheap to clone, shared between threads.
+#[derive(Debug, Clone)]
+pub(crate) struct Journal(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    core: Mutex<Core>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    durable: Mutex<Position>,
+    durable_changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<(Encoded, Arc<Slot>)>,
+    leading: bool,
+    guesses: BTreeMap<StreamId, Seq>,
+}
+
+#[derive(Debug, Default)]
+struct Slot(Mutex<Option<Answer>>);
+
+/// A batch that was accepted and is not known to be durable yet.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    journal: Journal,
+    slot: Arc<Slot>,
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that holds one of these panics half-way through a change; the data is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Journal {
+    /// Opens for writing: takes part in the protocol, creates what is missing, recovers what a
+    /// crash left.
+    pub(crate) fn open(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        options: JournalOptions,
+    ) -> Result<(Self, OpenReport)> {
+        let mut core = Core::open(disk, clock, entropy, options)?;
+        let report = core.locked(|_, report| Ok(report.clone()))?;
+        let durable = core.view()?.spot.position;
+        let shared = Shared {
+            core: Mutex::new(core),
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            durable: Mutex::new(durable),
+            durable_changed: Condvar::new(),
+        };
+        Ok((Self(Arc::new(shared)), report))
+    }
+
+    /// Gives up what is damaged at the end of the journal, so that it can be written again.
+    /// Answers with what was given up; `None` where nothing needed to be.
+    pub(crate) fn accept_damage(
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        options: JournalOptions,
+    ) -> Result<Option<Damage>> {
+        Core::open(disk, clock, entropy, options)?.accept_damage()
+    }
+
+    /// Hands a batch in. It is committed by whoever waits next; dropping the ticket does not take
+    /// it back.
+    pub(crate) fn submit(&self, mut batch: Batch) -> Result<Ticket> {
+        check_limits(&batch)?;
+        {
+            let mut queue = hold(&self.0.queue);
+            guess(&mut batch, &mut queue.guesses);
+        }
+        let encoded = Encoded::new(batch);
+        if encoded.body.len() > MAX_BODY_LEN {
+            let message = format!("a batch of {} bytes is over the limit of {MAX_BODY_LEN}", encoded.body.len());
+            return Err(Error::misuse(message));
+        }
+        let slot = Arc::new(Slot::default());
+        hold(&self.0.queue).waiting.push((encoded, Arc::clone(&slot)));
+        Ok(Ticket { journal: self.clone(), slot })
+    }
+
+    /// Hands a batch in and waits until it is durable.
+    pub(crate) fn append(&self, batch: Batch) -> Result<Receipt> {
+        self.submit(batch)?.wait()
+    }
+
+    /// Commits everything handed in so far.
+    pub(crate) fn flush(&self) {
+        let mut queue = hold(&self.0.queue);
+        while !queue.waiting.is_empty() || queue.leading {
+            queue = self.lead_or_wait(queue);
+        }
+    }
+
+    /// Becomes the leader of all that waits, or waits for the one there is.
+    fn lead_or_wait<'q>(&'q self, mut queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
+        if queue.leading {
+            return self.0.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.leading = true;
+        let group = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        let (batches, slots): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let mut refused = false;
+        hold(&self.0.core).commit(batches, &mut |i, answer| {
+            match &answer {
+                Ok(receipt) => {
+                    let mut durable = hold(&self.0.durable);
+                    *durable = (*durable).max(receipt.last);
+                    self.0.durable_changed.notify_all();
+                }
+                Err(_) => refused = true,
+            }
+            *hold(&slots[i].0) = Some(answer);
+        });
+        let mut queue = hold(&self.0.queue);
+        queue.leading = false;
+        if refused {
+            queue.guesses.clear();
+        }
+        self.0.changed.notify_all();
+        queue
+    }
+
+    /// The last position known to be durable in this process.
+    pub(crate) fn durable(&self) -> Position {
+        *hold(&self.0.durable)
+    }
+
+    /// Waits until something behind `position` is durable, at most `patience`.
+    pub(crate) fn wait_durable(&self, position: Position, patience: Duration) -> Position {
+        let durable = hold(&self.0.durable);
+        let waited = self.0.durable_changed.wait_timeout_while(durable, patience, |d| *d <= position);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Runs `work` under the lock, everything caught up with.
+    fn locked<T>(&self, work: impl FnOnce(&mut Core) -> Result<T>) -> Result<T> {
+        hold(&self.0.core).locked(|core, _| work(core))
+    }
+
+    /// The streams that have not ended, by what is known here.
+    pub(crate) fn open_streams(&self) -> Result<Vec<StreamId>> {
+        self.locked(|core| Ok(core.view()?.open_streams().keys().copied().collect()))
+    }
+
+    /// The stream of this name.
+    pub(crate) fn find_name(&self, name: &[u8]) -> Result<Option<StreamId>> {
+        self.locked(|core| core.view()?.find_name(name))
+    }
+
+    /// The last sequence of a stream, and whether it is still open.
+    pub(crate) fn stream(&self, id: StreamId) -> Result<Option<(Seq, bool)>> {
+        self.locked(|core| Ok(core.view()?.stream(id)?.map(|s| (s.last_seq, s.open))))
+    }
+
+    /// Whether a write failed, so that nothing more is written through this handle.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        hold(&self.0.core).is_poisoned()
+    }
+}
+
+impl Ticket {
+    /// Waits until the batch is durable or refused.
+    pub(crate) fn wait(self) -> Result<Receipt> {
+        let mut queue = hold(&self.journal.0.queue);
+        loop {
+            if let Some(answer) = hold(&self.slot.0).take() {
+                return answer;
+            }
+            queue = self.journal.lead_or_wait(queue);
+        }
+    }
+}
+
+/// Gives records the sequences they will have if nobody else writes to their streams.
+fn guess(batch: &mut Batch, guesses: &mut BTreeMap<StreamId, Seq>) {
+    let mut opened = Seq::ZERO;
+    for (nth, draft) in batch.drafts.iter_mut().enumerate() {
+        let last = match &draft.target {
+            Target::Open(_) => {
+                opened = Seq::ZERO;
+                &mut opened
+            }
+            Target::Opened => &mut opened,
+            Target::Stream(id) => guesses.entry(*id).or_default(),
+        };
+        if let Some(expected) = batch.expected.filter(|_| nth == 0) {
+            *last = Seq(expected.0.saturating_sub(1));
+        }
+        *last = Seq(last.0.saturating_add(1));
+        draft.seq = *last;
+    }
+}
+
+fn check_limits(batch: &Batch) -> Result<()> {
+    let refuse = |message: String| Err(Error::misuse(message));
+    if batch.drafts.is_empty() {
+        return refuse("a batch needs at least one record".to_owned());
+    }
+    if batch.drafts.len() > MAX_BATCH_RECORDS as usize {
+        return refuse(format!("{} records are over the limit of {MAX_BATCH_RECORDS}", batch.drafts.len()));
+    }
+    for draft in &batch.drafts {
+        let len = draft.payload.len();
+        if len > MAX_PAYLOAD_LEN {
+            return refuse(format!("a record of {len} bytes is over the limit of {MAX_PAYLOAD_LEN}"));
+        }
+        if let Target::Open(name) = &draft.target
+            && name.len() > MAX_NAME_LEN
+        {
+            return refuse(format!("a stream's name of {} bytes is over the limit of {MAX_NAME_LEN}", name.len()));
+        }
+        if draft.key.as_ref().is_some_and(|key| key.len() > MAX_KEY_LEN) {
+            return refuse(format!("an idempotency key is over the limit of {MAX_KEY_LEN} bytes"));
+        }
+    }
+    Ok(())
+}
+
+/// The error kinds after which a handle writes no more.
+pub(crate) fn is_fatal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Reopen | ErrorKind::Full | ErrorKind::Corrupt)
+}

@@ -1,0 +1,443 @@
+//! Reading, from any process, beside any writer, without waiting for the lock and without writing.
+
+use super::mark::{Lock, MarkFile, MarkView, Standing};
+use super::recovery::{self, Inspection};
+use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, Unopened};
+use super::view::{BatchPlace, View, bound_of, newest};
+use crate::disk::{Disk, Open};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, Records};
+use crate::position::{Position, Seq, StreamId, Time};
+use std::sync::Arc;
+
+/// How often a mark that moves while the end is looked for is followed.
+const MAX_ROUNDS: usize = 8;
+
+/// A record with everything but the meaning of its payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RawRecord {
+    pub(crate) position: Position,
+    pub(crate) stream: StreamId,
+    pub(crate) seq: Seq,
+    pub(crate) kind: u8,
+    pub(crate) version: u8,
+    /// The stream's name, where this record opens it.
+    pub(crate) opens: Option<Vec<u8>>,
+    pub(crate) closes: bool,
+    pub(crate) more: bool,
+    pub(crate) time: Time,
+    pub(crate) created: Time,
+    pub(crate) term: Option<u64>,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// What lies behind the durable end, as far as that can be judged.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tail {
+    /// Segment, offset and length of bytes that are no whole batch.
+    pub(crate) torn: Option<(u64, u64, u64)>,
+    /// Whole records that nobody was told are durable.
+    pub(crate) in_doubt: u64,
+}
+
+/// A handle for reading.
+#[derive(Debug)]
+pub(crate) struct ReadHandle {
+    disk: Arc<dyn Disk>,
+    mark: Option<MarkFile>,
+    seen: MarkView,
+    view: Option<View>,
+    /// Damage at the end, which no scan of what is readable meets.
+    pub(crate) end_damage: Vec<Damage>,
+    /// In a copied directory that ends early: up to where the original went.
+    pub(crate) incomplete: Option<Position>,
+}
+
+impl ReadHandle {
+    pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Self> {
+        if disk.stat(FOLDER)?.is_none() {
+            return Err(Error::new(ErrorKind::NotFound, "there is no journal in this data directory"));
+        }
+        let mut handle = Self {
+            disk,
+            mark: None,
+            seen: MarkView::ABSENT,
+            view: None,
+            end_damage: Vec::new(),
+            incomplete: None,
+        };
+        handle.refresh()?;
+        Ok(handle)
+    }
+
+    /// Moves on to what is durable now. Answers whether that is more than before.
+    pub(crate) fn refresh(&mut self) -> Result<bool> {
+        let before = self.durable();
+        if self.mark.is_none() {
+            self.mark = match MarkFile::open(&*self.disk, Open::Read) {
+                Ok(mark) => mark,
+                // A mark that is no file is no evidence; what is in the segments speaks for itself.
+                Err(error) if error.kind() == ErrorKind::Corrupt => None,
+                Err(error) => return Err(error),
+            };
+        }
+        for _ in 0..MAX_ROUNDS {
+            let mark = self.read_mark()?;
+            if self.view.is_some() && mark.same(&self.seen) && mark.standing == self.seen.standing {
+                return Ok(self.durable() > before);
+            }
+            let live = matches!(mark.standing, Standing::Current | Standing::OtherMount);
+            let done = match mark.best.filter(|_| live) {
+                Some(best) => self.follow(&best)? || self.settle(&mark)?,
+                None => self.settle(&mark)?,
+            };
+            if done {
+                self.seen = mark;
+                return Ok(self.durable() > before);
+            }
+        }
+        // A writer that publishes faster than the end can be looked for is alive: what it published
+        // last is what is shown next time.
+        Ok(self.durable() > before)
+    }
+
+    fn read_mark(&self) -> Result<MarkView> {
+        self.mark.as_ref().map_or(Ok(MarkView::ABSENT), MarkFile::read)
+    }
+
+    /// Shows up to the mark. `false` where the segment it names cannot be read.
+    fn follow(&mut self, mark: &crate::format::Mark) -> Result<bool> {
+        if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
+            let Some(segment) = self.openable(mark.segment)? else { return Ok(false) };
+            self.view = Some(View::at_start(Arc::clone(&self.disk), segment, false)?);
+        }
+        let Some(view) = &mut self.view else { return Ok(false) };
+        match view.advance(mark.segment, bound_of(mark)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn openable(&self, number: u64) -> Result<Option<Segment>> {
+        match Segment::open(&*self.disk, number, Open::Read) {
+            Ok(segment) => Ok(Some(segment)),
+            Err(Unopened::Failed(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Without a mark to go by: shows all whole batches, once they are synced and the mark has not
+    /// moved meanwhile.
+    fn settle(&mut self, mark: &MarkView) -> Result<bool> {
+        let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
+        let named = mark.evidence().map_or(0, |m| m.segment);
+        let newest = newest(&*self.disk)?.unwrap_or(0);
+        self.end_damage.clear();
+        self.incomplete = None;
+        let mut number = newest;
+        let segment = loop {
+            if number == 0 {
+                break None;
+            }
+            match self.openable(number)? {
+                Some(segment) => break Some(segment),
+                None => number -= 1,
+            }
+        };
+        let Some(segment) = segment else {
+            self.view = None;
+            if newest.max(named) > 0 {
+                let damage = Damage::new(newest.max(named), 0, "no segment of the journal can be read");
+                self.end_damage.push(damage.losing(Position(1), told));
+            }
+            return Ok(true);
+        };
+        // Only what the mark says about this very segment counts for its inspection.
+        let found = recovery::inspect(segment, None, (named == number).then_some(told))?;
+        found.segment.file.sync()?;
+        if !self.read_mark()?.same(mark) {
+            return Ok(false);
+        }
+        let end = self.shown_end(&found);
+        let mut view = View::at_start(Arc::clone(&self.disk), found.segment.clone(), false)?;
+        view.advance(number, end)?;
+        self.view = Some(view);
+        let last = end.position.unwrap_or_default();
+        if number < newest.max(named) || told > last {
+            let at = if number < newest.max(named) { number + 1 } else { number };
+            let reason = format!("segment {at} is missing, cut off or cannot be read");
+            self.end_damage.push(Damage::new(at, 0, reason).losing(Position(last.0 + 1), told));
+        }
+        let original = mark.best.filter(|_| mark.standing == Standing::Copied).map(|m| m.position);
+        self.incomplete = original.filter(|original| *original > last);
+        Ok(true)
+    }
+
+    /// All that is whole, also behind damage that evidence shows to be damage.
+    fn shown_end(&self, found: &Inspection) -> Bound {
+        if found.evidence > found.good.position {
+            let position = found.evidence.max(found.last_readable.position);
+            Bound { offset: found.last_readable.offset, position: Some(position) }
+        } else {
+            Bound { offset: found.good.offset, position: Some(found.good.position) }
+        }
+    }
+
+    /// The last position that is shown.
+    pub(crate) fn durable(&self) -> Position {
+        self.view.as_ref().map_or(Position::ZERO, |view| view.spot.position)
+    }
+
+    /// The journal's id; zeros where nothing was ever written.
+    pub(crate) fn journal(&self) -> [u8; 16] {
+        self.view.as_ref().map_or([0; 16], |view| view.segment.header.journal)
+    }
+
+    pub(crate) fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// What is known of the segments, if there is any.
+    pub(crate) fn view(&mut self) -> Option<&mut View> {
+        self.view.as_mut()
+    }
+
+    /// The number of the active segment; zero for none.
+    pub(crate) fn active(&self) -> u64 {
+        self.view.as_ref().map_or(0, |view| view.segment.number())
+    }
+
+    /// Which slots of the mark are damaged, in a journal that has one.
+    pub(crate) fn damaged_slots(&self) -> Result<Vec<usize>> {
+        let mark = self.read_mark()?;
+        Ok((0..2).filter(|i| self.mark.is_some() && mark.damaged[*i]).collect())
+    }
+
+    /// Looks behind the durable end if nobody is writing right now; `None` if somebody is.
+    pub(crate) fn judge_tail(&mut self) -> Result<Option<Tail>> {
+        let Some(lock) = Lock::open(&*self.disk, false)? else { return self.tail().map(Some) };
+        if !lock.try_take()? {
+            return Ok(None);
+        }
+        let tail = self.refresh().and_then(|_| self.tail());
+        lock.give_back()?;
+        tail.map(Some)
+    }
+
+    fn tail(&mut self) -> Result<Tail> {
+        let Some(number) = newest(&*self.disk)? else { return Ok(Tail::default()) };
+        let Some(segment) = self.openable(number)? else { return Ok(Tail::default()) };
+        let mark = self.read_mark()?;
+        let told = mark.evidence().filter(|m| m.segment == number).map(|m| m.position);
+        let found = recovery::inspect(segment, None, told)?;
+        if found.evidence > found.good.position {
+            return Ok(Tail::default());
+        }
+        let torn = found.garbage.map(|(from, to)| (number, from, to - from));
+        Ok(Tail { torn, in_doubt: found.good.position.0.saturating_sub(self.durable().0) })
+    }
+
+    /// Reads one batch at a place the index named.
+    pub(crate) fn batch(&self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
+        let segment = match &self.view {
+            Some(view) if view.segment.number() == place.segment => view.segment.clone(),
+            _ => match Segment::open(&*self.disk, place.segment, Open::Read) {
+                Ok(segment) => segment,
+                Err(Unopened::Failed(error)) => return Err(error),
+                Err(unopened) => {
+                    return Ok(Err(Damage::new(place.segment, 0, unopened.into_error(place.segment).message())));
+                }
+            },
+        };
+        let mut head = [0; BATCH_HEADER_LEN];
+        let read = segment.file.read_at(&mut head, place.offset)?;
+        let header = match BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) {
+            Ok(header) => header,
+            Err(flaw) => return Ok(Err(Damage::new(place.segment, place.offset, flaw.describe()))),
+        };
+        let mut body = vec![0; header.body_len as usize];
+        let read = segment.file.read_at(&mut body, place.offset + BATCH_HEADER_LEN as u64)?;
+        if read < body.len() || crc32fast::hash(&body) != header.body_crc {
+            let damage = Damage::new(place.segment, place.offset, "the batch's body does not match its checksum");
+            return Ok(Err(damage.losing(header.first_position, header.last_position())));
+        }
+        Ok(Ok((header, body)))
+    }
+}
+
+/// One step of reading on.
+#[derive(Debug)]
+pub(crate) enum Walked<'a> {
+    /// A batch, with its place.
+    Batch { place: BatchPlace, header: BatchHeader, body: &'a [u8] },
+    /// Something that cannot be read; the next step goes on behind it.
+    Damage(Damage),
+}
+
+/// Walks the whole journal in order, across segments, from a position to the durable end and on.
+#[derive(Debug)]
+pub(crate) struct Walker {
+    number: u64,
+    scanner: Option<Scanner>,
+    from: Option<BatchPlace>,
+    last: Position,
+    digests: bool,
+}
+
+impl Walker {
+    /// From the batch that holds `position`, or the first one.
+    pub(crate) fn from(handle: &mut ReadHandle, position: Position) -> Result<Self> {
+        let mut walker =
+            Self { number: 1, scanner: None, from: None, last: Position::ZERO, digests: false };
+        if position.0 > 1
+            && let Some(view) = handle.view()
+        {
+            let at = position.min(Position(view.spot.position.0.max(1)));
+            let place = view.near(at)?;
+            walker.number = place.segment;
+            walker.from = Some(place);
+            walker.last = Position(at.0 - 1);
+        }
+        Ok(walker)
+    }
+
+    /// From the start of a segment.
+    pub(crate) fn from_segment(number: u64) -> Self {
+        Self { number, scanner: None, from: None, last: Position::ZERO, digests: false }
+    }
+
+    /// Also compares each body with its digest.
+    #[must_use]
+    pub(crate) fn with_digests(mut self) -> Self {
+        self.digests = true;
+        self
+    }
+
+    /// The next step; `None` at the durable end, behind which it goes on after a refresh.
+    pub(crate) fn step(&mut self, handle: &mut ReadHandle) -> Result<Option<Walked<'_>>> {
+        loop {
+            if self.number > handle.active() {
+                return Ok(None);
+            }
+            if self.scanner.is_none()
+                && let Some(damage) = self.enter(handle)?
+            {
+                return Ok(Some(Walked::Damage(damage)));
+            }
+            let Some(scanner) = &mut self.scanner else { continue };
+            if let Some(view) = handle.view() {
+                scanner.extend(view.bounded(self.number)?.1);
+            }
+            if !scanner.at_end() {
+                break;
+            }
+            self.last = self.last.max(scanner.spot().position);
+            if self.number >= handle.active() {
+                return Ok(None);
+            }
+            self.number += 1;
+            self.scanner = None;
+        }
+        let number = self.number;
+        let Some(scanner) = &mut self.scanner else { return Ok(None) };
+        Ok(match scanner.step()? {
+            Some(Step::Batch { offset, header, body }) => {
+                let place = BatchPlace { segment: number, offset };
+                Some(Walked::Batch { place, header, body })
+            }
+            Some(Step::Damage(mut damage)) => {
+                damage.accepted = accepted(handle, number, &damage)?;
+                Some(Walked::Damage(damage))
+            }
+            None => None,
+        })
+    }
+
+    /// Opens the segment that comes next, or says what is lost with it.
+    fn enter(&mut self, handle: &mut ReadHandle) -> Result<Option<Damage>> {
+        let place = self.from.take().filter(|place| place.segment == self.number);
+        let place = place.unwrap_or(BatchPlace { segment: self.number, offset: 0 });
+        let Some(view) = handle.view() else { return Ok(None) };
+        match view.scanner_at(place) {
+            Ok(scanner) => {
+                let scanner = if self.digests { scanner.with_digests() } else { scanner };
+                let starts_at = scanner.spot().position;
+                let gap = self.last < starts_at && place.offset == 0 && self.number > 1;
+                self.scanner = Some(scanner);
+                if gap && self.last != Position::ZERO {
+                    let damage = Damage::new(self.number, 0, "records before this segment are missing");
+                    let mut damage = damage.losing(Position(self.last.0 + 1), starts_at);
+                    damage.accepted = accepted(handle, self.number - 1, &damage)?;
+                    self.last = starts_at;
+                    return Ok(Some(damage));
+                }
+                Ok(None)
+            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let number = self.number;
+                self.number += 1;
+                let next = (number + 1..=handle.active())
+                    .find_map(|n| Segment::open(&**handle.disk(), n, Open::Read).ok());
+                let upto = next.map_or(handle.durable(), |s| Position(s.header.first_position.0 - 1));
+                let damage = Damage::new(number, 0, error.message()).losing(Position(self.last.0 + 1), upto);
+                self.last = self.last.max(upto);
+                Ok(Some(damage))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether a later segment says that these positions were given up.
+fn accepted(handle: &ReadHandle, number: u64, damage: &Damage) -> Result<bool> {
+    let successor = match Segment::open(&**handle.disk(), number + 1, Open::Read) {
+        Ok(successor) => successor,
+        Err(Unopened::Failed(error)) => return Err(error),
+        Err(_) => return Ok(false),
+    };
+    let (from, to) = successor.header.lost;
+    Ok(from != Position::ZERO && damage.from >= from && damage.to <= to)
+}
+
+/// Takes the records of a batch out of its body.
+pub(crate) fn owned_records(
+    place: BatchPlace,
+    header: &BatchHeader,
+    body: &[u8],
+) -> Result<Result<Vec<RawRecord>, Damage>> {
+    let mut records = Vec::with_capacity(header.count as usize);
+    for record in Records::new(header, body) {
+        match record {
+            Ok(r) => records.push(RawRecord {
+                position: r.position,
+                stream: r.stream,
+                seq: r.seq,
+                kind: r.kind,
+                version: r.version,
+                opens: r.opens.map(<[u8]>::to_vec),
+                closes: r.closes,
+                more: r.more,
+                time: r.time,
+                created: r.created,
+                term: r.term,
+                payload: r.payload.to_vec(),
+            }),
+            Err(flaw) => {
+                let lost = (header.first_position, header.last_position());
+                return super::index::flaw_in(place.segment, place.offset, flaw, lost).map(Err);
+            }
+        }
+    }
+    Ok(Ok(records))
+}
+
+/// The segments that have a file, whatever is in them.
+pub(crate) fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>> {
+    segment::list(disk)
+}
+
+/// Where a scan of a segment's first batch begins, for those who only count.
+pub(crate) fn start_of(segment: &Segment) -> Spot {
+    Spot::start(&segment.header)
+}

@@ -1,0 +1,387 @@
+//! What opening for writing does about what it finds: inspect, plan, apply.
+//!
+//! [`inspect`] reads and decides nothing. [`plan`] decides and touches nothing: a table over what
+//! the mark is to this process and what the inspection found. What is applied never truncates and
+//! never overwrites: the end of a damaged segment is fixed by the header of the next one.
+//!
+//! The worlds a crash can leave behind the highest position that any surviving evidence calls
+//! durable (`W`: mark, segment header, `durable_upto` of any batch):
+//!
+//! 1. nothing: publish, go on in the same segment;
+//! 2. whole batches, the machine was started anew: they are what the disk holds; sync, publish;
+//! 3. whole batches, same boot: they may be in the page cache only, after a sync that failed and
+//!    told somebody else. A sync now would prove nothing: copy them into a new segment;
+//! 4. anything else that is not zero: a torn tail. Set aside, copy what is whole, new segment;
+//! 5. less than `W`: records that were durable are gone. Corruption; refused.
+
+use super::mark::{MarkView, Standing};
+use super::segment::{Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, file_name};
+use crate::clock::{Clock, Entropy};
+use crate::disk::{Disk, Open};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{
+    BATCH_HEADER_LEN, BatchHeader, Digest, FIRST_CAPACITY, FOOTER_HEADER_LEN, Footer, SEGMENT_DATA_START,
+    SegmentHeader,
+};
+use crate::position::Position;
+
+const QUARANTINE: &str = "journal/quarantine";
+
+/// What the newest segment holds.
+#[derive(Debug)]
+pub(crate) struct Inspection {
+    pub(crate) segment: Segment,
+    /// The end of the batches that are whole, from the start on.
+    pub(crate) good: Spot,
+    /// The end of what is proven durable: the last batch boundary at or below `evidence`.
+    pub(crate) proven: Spot,
+    /// The highest position that any surviving evidence calls durable.
+    pub(crate) evidence: Position,
+    /// Offsets of the whole batches behind `proven`.
+    pub(crate) doubt: Vec<u64>,
+    /// Whether a valid footer stands at `good`: a roll that was cut short.
+    pub(crate) footer: bool,
+    /// Bytes behind `good` (and the footer) that are not zero: first and one past the last.
+    pub(crate) garbage: Option<(u64, u64)>,
+    /// Everything met behind the first flaw, for the report.
+    pub(crate) damage: Vec<Damage>,
+    /// The last position of any whole batch, also behind damage.
+    pub(crate) last_readable: Spot,
+}
+
+/// Looks at the newest segment from `known`, a place in it that is proven, or from its start.
+pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Position>) -> Result<Inspection> {
+    let header = segment.header;
+    let from = known.unwrap_or_else(|| Spot::start(&header));
+    let len = segment.len()?;
+    let mut scanner = Scanner::new(segment.clone(), from, Bound { offset: len, position: None });
+    let told = [Some(Position(header.first_position.0 - 1)), Some(header.born_upto), mark, Some(from.position)];
+    let mut evidence = told.into_iter().flatten().max().unwrap_or_default();
+    let mut boundaries = vec![from];
+    let mut damage = Vec::new();
+    let mut last_readable = from;
+    let mut good = from;
+    while let Some(step) = scanner.step()? {
+        let whole = match step {
+            Step::Batch { offset, header, .. } => Some(Spot {
+                offset: offset + header.frame_len(),
+                position: header.last_position(),
+                chain: Some(header.chain),
+            }),
+            Step::Damage(found) => {
+                damage.push(found);
+                None
+            }
+        };
+        evidence = evidence.max(scanner.proven());
+        if let Some(spot) = whole {
+            last_readable = spot;
+            if damage.is_empty() {
+                good = spot;
+                boundaries.push(spot);
+                forget_before(&mut boundaries, evidence);
+            }
+        }
+    }
+    let at = boundaries.partition_point(|spot| spot.position <= evidence).max(1) - 1;
+    let proven = boundaries.get(at).copied().unwrap_or(good);
+    let doubt = boundaries.iter().skip(at).map(|spot| spot.offset).filter(|o| *o < good.offset).collect();
+    let footer_len = footer_len_at(&segment, good.offset)?;
+    let garbage = nonzero(&segment, good.offset + footer_len, len)?;
+    let footer = footer_len > 0;
+    Ok(Inspection { segment, good, proven, evidence, doubt, footer, garbage, damage, last_readable })
+}
+
+/// Boundaries below the evidence are of no further use: keeps the list short on long segments.
+fn forget_before(boundaries: &mut Vec<Spot>, evidence: Position) {
+    if boundaries.len() >= 4096 {
+        let keep = boundaries.partition_point(|spot| spot.position <= evidence).max(1) - 1;
+        boundaries.drain(..keep);
+    }
+}
+
+fn footer_len_at(segment: &Segment, offset: u64) -> Result<u64> {
+    let mut head = [0; FOOTER_HEADER_LEN];
+    let read = segment.file.read_at(&mut head, offset)?;
+    let Ok((len, crc)) = Footer::decode_header(&head[..read], &segment.header.site(), offset) else {
+        return Ok(0);
+    };
+    let mut body = vec![0; len as usize];
+    let read = segment.file.read_at(&mut body, offset + FOOTER_HEADER_LEN as u64)?;
+    Ok(match Footer::decode_body(&body[..read], crc) {
+        Ok(_) => FOOTER_HEADER_LEN as u64 + u64::from(len),
+        Err(_) => 0,
+    })
+}
+
+/// The first and one past the last byte between the offsets that is not zero.
+fn nonzero(segment: &Segment, from: u64, to: u64) -> Result<Option<(u64, u64)>> {
+    let mut piece = vec![0; 1 << 18];
+    let (mut at, mut first, mut last) = (from, None, 0);
+    while at < to {
+        let want = piece.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));
+        let read = segment.file.read_at(&mut piece[..want], at)?;
+        if read == 0 {
+            break;
+        }
+        // Whole pieces of zeros are the rule here; a sum is compared faster than byte by byte.
+        if piece[..read].iter().fold(0, |sum, b| sum | b) != 0 {
+            let found = piece[..read].iter().position(|b| *b != 0).unwrap_or(0);
+            first = first.or(Some(at + found as u64));
+            last = at + piece[..read].iter().rposition(|b| *b != 0).unwrap_or(0) as u64 + 1;
+        }
+        at += read as u64;
+    }
+    Ok(first.map(|first| (first, last)))
+}
+
+/// What to do about the newest segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Go on in it; publish. With the directory synced first where the mark does not name it.
+    Publish { sync_dir: bool },
+    /// Sync it and the directory, then publish.
+    SyncThenPublish,
+    /// Go on in the next one, with copies of the batches in doubt.
+    Recover,
+    /// Nothing: durable records are gone.
+    Refuse,
+}
+
+/// The facts that the plan depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) standing: Standing,
+    /// The mark names the newest segment.
+    pub(crate) named: bool,
+    /// Evidence reaches beyond what is whole.
+    pub(crate) lost: bool,
+    /// Whole batches stand behind the evidence.
+    pub(crate) doubt: bool,
+    /// Something else that is not zero does, or an unfinished roll.
+    pub(crate) garbage: bool,
+}
+
+/// The decision, over all there is to know. First match wins.
+pub(crate) fn plan(facts: Facts) -> Plan {
+    match facts {
+        Facts { lost: true, .. } => Plan::Refuse,
+        // A copy must not go on with the salts of its original.
+        Facts { standing: Standing::Copied, .. } | Facts { garbage: true, .. } => Plan::Recover,
+        Facts { doubt: true, standing: Standing::OtherBoot, .. } => Plan::SyncThenPublish,
+        Facts { doubt: true, .. } => Plan::Recover,
+        Facts { named, .. } => Plan::Publish { sync_dir: !named },
+    }
+}
+
+impl Inspection {
+    pub(crate) fn facts(&self, mark: &MarkView) -> Facts {
+        Facts {
+            standing: mark.standing,
+            named: mark.best.is_some_and(|best| best.segment == self.segment.number()),
+            lost: self.evidence > self.good.position,
+            doubt: !self.doubt.is_empty(),
+            garbage: self.garbage.is_some() || self.footer,
+        }
+    }
+
+    /// The report of what is lost, where the plan is to refuse.
+    pub(crate) fn loss(&self) -> Damage {
+        let reason = self.damage.first().map_or_else(
+            || "batches that were written before this place are missing".to_owned(),
+            |damage| damage.reason.clone(),
+        );
+        let mut damage = Damage::new(self.segment.number(), self.good.offset, reason);
+        damage.tampered = self.damage.first().is_some_and(|d| d.tampered);
+        damage.losing(Position(self.good.position.0 + 1), self.evidence)
+    }
+
+    /// Bytes that are no part of any whole batch.
+    pub(crate) fn garbage_len(&self) -> u64 {
+        self.garbage.map_or(0, |(from, to)| to - from)
+    }
+}
+
+/// The header of the segment after `old`, which ends at `end` with nothing lost.
+pub(crate) fn successor(
+    old: &SegmentHeader,
+    end: &Spot,
+    salt: u64,
+    clock: &dyn Clock,
+) -> Result<SegmentHeader> {
+    let overflow = || Error::new(ErrorKind::Full, "the numbers of this journal are used up");
+    Ok(SegmentHeader {
+        segment: old.segment.checked_add(1).ok_or_else(overflow)?,
+        salt,
+        prev_salt: old.salt,
+        first_position: end.position.next().ok_or_else(overflow)?,
+        prev_end: end.offset,
+        prev_footer_len: 0,
+        chain: end.chain.unwrap_or(old.chain),
+        born_upto: end.position,
+        created: clock.now(),
+        lost: (Position::ZERO, Position::ZERO),
+        ..*old
+    })
+}
+
+/// The header of a journal's first segment.
+pub(crate) fn first_header(entropy: &dyn Entropy, clock: &dyn Clock) -> Result<SegmentHeader> {
+    Ok(SegmentHeader {
+        journal: entropy.id()?,
+        segment: 1,
+        epoch: 0,
+        salt: entropy.number()?,
+        prev_salt: 0,
+        first_position: Position(1),
+        prev_end: 0,
+        prev_footer_len: 0,
+        chain: [0; 32],
+        born_upto: Position::ZERO,
+        capacity: FIRST_CAPACITY,
+        created: clock.now(),
+        lost: (Position::ZERO, Position::ZERO),
+    })
+}
+
+/// Makes a segment durable under its name: written whole under a temporary one, synced, renamed,
+/// directory synced. Answers with the segment and the place behind the copies.
+pub(crate) fn create_segment(
+    disk: &dyn Disk,
+    entropy: &dyn Entropy,
+    header: SegmentHeader,
+    copies: &[(BatchHeader, Vec<u8>)],
+) -> Result<(Segment, Spot)> {
+    let temporary = format!("{FOLDER}/tmp-{:016x}", entropy.number()?);
+    let mut bytes = header.encode();
+    let mut spot = Spot::start(&header);
+    for (batch, body) in copies {
+        let batch = BatchHeader { durable_upto: Position(header.first_position.0 - 1), ..*batch };
+        batch.encode(&header.site(), bytes.len() as u64, &mut bytes);
+        bytes.extend_from_slice(body);
+        spot = Spot {
+            offset: bytes.len() as u64,
+            position: batch.last_position(),
+            chain: Some(batch.chain),
+        };
+    }
+    debug_assert!(bytes.len() as u64 >= SEGMENT_DATA_START);
+    let file = disk.open(&temporary, Open::CreateNew)?;
+    file.write_at(&bytes, 0)?;
+    file.sync()?;
+    let name = file_name(header.segment);
+    if !disk.rename(&temporary, &name, false)? {
+        let _ = disk.remove(&temporary);
+        return Err(Error::new(ErrorKind::Corrupt, format!("{name} exists and is not a segment of this journal")));
+    }
+    disk.sync_dir(FOLDER)?;
+    Ok((Segment { file, header, damaged_copy: None }, spot))
+}
+
+/// Copies the batches at these offsets out of a segment, whose scan just found them whole.
+pub(crate) fn read_batches(segment: &Segment, offsets: &[u64]) -> Result<Vec<(BatchHeader, Vec<u8>)>> {
+    let mut batches = Vec::new();
+    for offset in offsets {
+        let mut head = [0; BATCH_HEADER_LEN];
+        let read = segment.file.read_at(&mut head, *offset)?;
+        let changed = || Damage::new(segment.number(), *offset, "a batch changed while it was copied").to_error();
+        let header =
+            BatchHeader::decode(&head[..read], &segment.header.site(), *offset).map_err(|_| changed())?;
+        let mut body = vec![0; header.body_len as usize];
+        let read = segment.file.read_at(&mut body, offset + BATCH_HEADER_LEN as u64)?;
+        if crc32fast::hash(&body[..read]) != header.body_crc {
+            return Err(changed());
+        }
+        batches.push((header, body));
+    }
+    Ok(batches)
+}
+
+/// Saves bytes that no reader will see again, under a name that tells where they stood. Doing it
+/// twice leaves one file.
+pub(crate) fn quarantine(disk: &dyn Disk, segment: &Segment, from: u64, to: u64) -> Result<()> {
+    disk.create_dir(QUARANTINE)?;
+    let name = format!("{QUARANTINE}/{:010}-{from}.torn", segment.number());
+    let temporary = format!("{name}.tmp");
+    if disk.stat(&temporary)?.is_some() {
+        disk.remove(&temporary)?;
+    }
+    let file = disk.open(&temporary, Open::CreateNew)?;
+    let mut piece = vec![0; 1 << 18];
+    let mut at = from;
+    while at < to {
+        let want = piece.len().min(usize::try_from(to - at).unwrap_or(usize::MAX));
+        let read = segment.file.read_at(&mut piece[..want], at)?;
+        if read == 0 {
+            break;
+        }
+        file.write_at(&piece[..read], at - from)?;
+        at += read as u64;
+    }
+    file.sync()?;
+    disk.rename(&temporary, &name, true)?;
+    disk.sync_dir(QUARANTINE)
+}
+
+/// Removes what a dead writer left under temporary names. Only under the lock.
+pub(crate) fn sweep(disk: &dyn Disk) -> Result<()> {
+    let mut left = Vec::new();
+    disk.list(FOLDER, &mut |name, kind| {
+        if name.starts_with("tmp-") && kind == crate::disk::Kind::File {
+            left.push(format!("{FOLDER}/{name}"));
+        }
+    })?;
+    left.iter().try_for_each(|name| disk.remove(name))
+}
+
+/// A digest for tests and reports: what the chain says at a place, where it is known.
+pub(crate) fn chain_at(spot: &Spot) -> Digest {
+    spot.chain.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The whole input space, against the worlds in the module's description.
+    #[test]
+    fn the_plan_covers_every_world() {
+        let standings = [
+            Standing::Absent,
+            Standing::OneSlot,
+            Standing::Copied,
+            Standing::OtherMount,
+            Standing::OtherBoot,
+            Standing::Current,
+        ];
+        let mut rows = 0;
+        for standing in standings {
+            for bits in 0..16_u8 {
+                let [named, lost, doubt, garbage] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
+                let facts = Facts { standing, named, lost, doubt, garbage };
+                let chosen = plan(facts);
+                rows += 1;
+                if lost {
+                    assert_eq!(chosen, Plan::Refuse, "{facts:?}: durable records are gone");
+                    continue;
+                }
+                if standing == Standing::Copied || garbage {
+                    assert_eq!(chosen, Plan::Recover, "{facts:?}: never write behind garbage or into a copy");
+                    continue;
+                }
+                match chosen {
+                    Plan::SyncThenPublish => {
+                        assert!(doubt && standing == Standing::OtherBoot, "{facts:?}: only a cut settles doubt");
+                    }
+                    Plan::Publish { sync_dir } => {
+                        assert!(!doubt, "{facts:?}: publishing what nobody was told is durable");
+                        assert_eq!(sync_dir, !named, "{facts:?}: a finder syncs the directory");
+                    }
+                    Plan::Recover => assert!(doubt, "{facts:?}: a new segment for nothing"),
+                    Plan::Refuse => panic!("{facts:?}: refused for nothing"),
+                }
+            }
+        }
+        assert_eq!(rows, 96);
+    }
+}

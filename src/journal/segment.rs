@@ -1,0 +1,388 @@
+//! One segment file: naming, headers, and the one scanner that reads batches.
+
+use crate::disk::{Disk, File, Kind, Open};
+use crate::error::{Error, ErrorKind, Place, Result};
+use crate::format::{
+    BATCH_HEADER_LEN, BatchHeader, Digest, Flaw, HeaderBlock, MAX_SEGMENT_LEN, SEGMENT_DATA_START,
+    SegmentHeader,
+};
+use crate::position::Position;
+use std::sync::Arc;
+
+/// The folder of segments, lock and mark.
+pub(crate) const FOLDER: &str = "journal";
+
+/// How much is read at once.
+const PIECE_LEN: usize = 1 << 20;
+
+/// The name of a segment's file.
+pub(crate) fn file_name(number: u64) -> String {
+    format!("{FOLDER}/{number:010}.seg")
+}
+
+/// The number in a segment's file name, if it is exactly what [`file_name`] makes.
+pub(crate) fn number_of(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(".seg")?;
+    let number = digits.parse().ok()?;
+    (number > 0 && file_name(number).strip_prefix(FOLDER)?.strip_prefix('/')? == name).then_some(number)
+}
+
+/// The numbers of all segments that have a file, ascending.
+pub(crate) fn list(disk: &dyn Disk) -> Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    disk.list(FOLDER, &mut |name, _| numbers.extend(number_of(name)))?;
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Bytes that are not what they should be, and what that costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment.
+    pub segment: u64,
+    /// Where in its file.
+    pub offset: u64,
+    /// The first position that cannot be read because of it; zero where no record is lost.
+    pub from: Position,
+    /// The last such position.
+    pub to: Position,
+    /// What is wrong, in words.
+    pub reason: String,
+    /// Checksums are right and yet the chain of hashes is not: somebody changed it on purpose.
+    pub tampered: bool,
+    /// It was given up on by `recover --accept-damage` before.
+    pub accepted: bool,
+}
+
+impl Damage {
+    pub(crate) fn new(segment: u64, offset: u64, reason: impl Into<String>) -> Self {
+        let (from, to) = (Position::ZERO, Position::ZERO);
+        Self { segment, offset, from, to, reason: reason.into(), tampered: false, accepted: false }
+    }
+
+    pub(crate) fn losing(mut self, from: Position, to: Position) -> Self {
+        if from <= to {
+            (self.from, self.to) = (from, to);
+        }
+        self
+    }
+
+    /// The error that says so.
+    pub fn to_error(&self) -> Error {
+        let lost = match (self.from, self.to) {
+            (Position::ZERO, _) => "no record is lost by it".to_owned(),
+            (from, to) if from == to => format!("record {from} cannot be read"),
+            (from, to) => format!("records {from} to {to} cannot be read"),
+        };
+        let position = Some(self.from).filter(|p| *p != Position::ZERO);
+        let place = Place { segment: self.segment, offset: self.offset, position };
+        Error::corrupt(format!("{}; {lost}", self.reason), place)
+    }
+}
+
+/// An open segment whose header was found valid.
+#[derive(Debug, Clone)]
+pub(crate) struct Segment {
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) header: SegmentHeader,
+    /// Set where one of the two header copies is damaged.
+    pub(crate) damaged_copy: Option<u64>,
+}
+
+/// Why a segment cannot be opened.
+#[derive(Debug)]
+pub(crate) enum Unopened {
+    /// There is no such file.
+    Missing,
+    /// There is one, and it is not a readable segment of this number.
+    Damaged(Damage),
+    /// It is of a newer format, or the operating system refused.
+    Failed(Error),
+}
+
+impl Unopened {
+    pub(crate) fn into_error(self, number: u64) -> Error {
+        match self {
+            Self::Missing => Damage::new(number, 0, format!("segment {number} is missing")).to_error(),
+            Self::Damaged(damage) => damage.to_error(),
+            Self::Failed(error) => error,
+        }
+    }
+}
+
+impl Segment {
+    pub(crate) fn open(disk: &dyn Disk, number: u64, how: Open) -> Result<Self, Unopened> {
+        let name = file_name(number);
+        match disk.stat(&name) {
+            Ok(None) => return Err(Unopened::Missing),
+            Ok(Some(stat)) if stat.kind != Kind::File => {
+                let reason = format!("{name} is {}, not a regular file", stat.kind.describe());
+                return Err(Unopened::Damaged(Damage::new(number, 0, reason)));
+            }
+            Ok(Some(_)) => {}
+            Err(error) => return Err(Unopened::Failed(error)),
+        }
+        let file = disk.open(&name, how).map_err(Unopened::Failed)?;
+        let mut block = vec![0; SEGMENT_DATA_START as usize];
+        let read = file.read_at(&mut block, 0).map_err(Unopened::Failed)?;
+        let block = HeaderBlock::decode(&block[..read]).map_err(|flaw| match flaw {
+            Flaw::Unsupported(what) => Unopened::Failed(
+                Error::new(ErrorKind::Unsupported, what)
+                    .at(Place { segment: number, offset: 0, position: None })
+                    .hint("Use the version of runwal that wrote it, or a newer one; nothing is damaged."),
+            ),
+            Flaw::Absent => {
+                Unopened::Damaged(Damage::new(number, 0, "the segment is empty where its header should be"))
+            }
+            Flaw::Garbage(what) | Flaw::Limit(what) => Unopened::Damaged(Damage::new(number, 0, what)),
+        })?;
+        let header = block.header;
+        if header.segment != number {
+            let reason = format!("{name} contains segment {}", header.segment);
+            return Err(Unopened::Damaged(Damage::new(number, 0, reason)));
+        }
+        Ok(Self { file, header, damaged_copy: block.damaged_copy })
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.header.segment
+    }
+
+    /// Bytes of the file that are looked at.
+    pub(crate) fn len(&self) -> Result<u64> {
+        Ok(self.file.stat()?.len.min(MAX_SEGMENT_LEN))
+    }
+}
+
+/// Up to where a scan goes, and which position is known to stand last before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) offset: u64,
+    pub(crate) position: Option<Position>,
+}
+
+/// The place between two batches: what was read up to here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    /// Where the next batch stands.
+    pub(crate) offset: u64,
+    /// The last position before it.
+    pub(crate) position: Position,
+    /// The chain hash there; unknown behind damage.
+    pub(crate) chain: Option<Digest>,
+}
+
+impl Spot {
+    /// Before the first batch of a segment.
+    pub(crate) fn start(header: &SegmentHeader) -> Self {
+        let position = Position(header.first_position.0 - 1);
+        Self { offset: SEGMENT_DATA_START, position, chain: Some(header.chain) }
+    }
+}
+
+/// One step of a scan.
+#[derive(Debug)]
+pub(crate) enum Step<'a> {
+    /// A batch whose header and body checksums are right.
+    Batch { offset: u64, header: BatchHeader, body: &'a [u8] },
+    /// Something else; the next step goes on behind it.
+    Damage(Damage),
+}
+
+/// Walks the batches of one segment. Every reader of batches goes through here: reading, catching
+/// up, recovery, verification.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    segment: Segment,
+    bound: Bound,
+    spot: Spot,
+    digests: bool,
+    buffer: Vec<u8>,
+    buffer_start: u64,
+    held: Option<(u64, BatchHeader)>,
+    proven: Position,
+}
+
+impl Scanner {
+    pub(crate) fn new(segment: Segment, from: Spot, bound: Bound) -> Self {
+        Self {
+            segment,
+            bound,
+            spot: from,
+            digests: false,
+            buffer: Vec::new(),
+            buffer_start: 0,
+            held: None,
+            proven: Position::ZERO,
+        }
+    }
+
+    /// Also compares each body with its digest.
+    #[must_use]
+    pub(crate) fn with_digests(mut self) -> Self {
+        self.digests = true;
+        self
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.segment.number()
+    }
+
+    pub(crate) fn spot(&self) -> Spot {
+        self.spot
+    }
+
+    /// Whether the bound is reached with nothing left to say.
+    pub(crate) fn at_end(&self) -> bool {
+        self.held.is_none()
+            && self.spot.offset >= self.bound.offset
+            && self.bound.position.is_none_or(|last| last <= self.spot.position)
+    }
+
+    /// The highest `durable_upto` of any valid batch header met, behind damage too.
+    pub(crate) fn proven(&self) -> Position {
+        self.proven
+    }
+
+    /// Moves the bound on, as the durable end does.
+    pub(crate) fn extend(&mut self, bound: Bound) {
+        self.bound = bound;
+    }
+
+    /// Makes `len` bytes from `offset` stand in the buffer, fewer at the bound.
+    fn fill(&mut self, offset: u64, len: usize) -> Result<()> {
+        let len = len.min(usize::try_from(self.bound.offset.saturating_sub(offset)).unwrap_or(len));
+        let have_from = self.buffer_start;
+        let have_to = have_from + self.buffer.len() as u64;
+        if offset >= have_from && offset + len as u64 <= have_to {
+            return Ok(());
+        }
+        let room = usize::try_from(self.bound.offset.saturating_sub(offset)).unwrap_or(PIECE_LEN);
+        let want = len.max(PIECE_LEN.min(room));
+        self.buffer.resize(want, 0);
+        let read = self.segment.file.read_at(&mut self.buffer, offset)?;
+        self.buffer.truncate(read);
+        self.buffer_start = offset;
+        Ok(())
+    }
+
+    /// The buffered bytes from `offset`, at most `len`.
+    fn slice(&self, offset: u64, len: usize) -> &[u8] {
+        let from = usize::try_from(offset - self.buffer_start).unwrap_or(usize::MAX).min(self.buffer.len());
+        &self.buffer[from..(from + len).min(self.buffer.len())]
+    }
+
+    /// What stands at `offset`: the header of a batch that fits before the bound.
+    fn header_at(&mut self, offset: u64) -> Result<Result<BatchHeader, Flaw>> {
+        self.fill(offset, BATCH_HEADER_LEN)?;
+        let site = self.segment.header.site();
+        let header = BatchHeader::decode(self.slice(offset, BATCH_HEADER_LEN), &site, offset);
+        if let Ok(header) = &header {
+            self.proven = self.proven.max(header.durable_upto);
+        }
+        Ok(header)
+    }
+
+    /// The next step; `None` at the end.
+    pub(crate) fn step(&mut self) -> Result<Option<Step<'_>>> {
+        if let Some((offset, header)) = self.held.take() {
+            return self.batch(offset, header).map(Some);
+        }
+        if self.spot.offset >= self.bound.offset {
+            return Ok(self.missing_end().map(Step::Damage));
+        }
+        let offset = self.spot.offset;
+        match self.header_at(offset)? {
+            Ok(header) if Some(header.first_position) == self.spot.position.next() => {
+                if let Some(prev) = self.spot.chain
+                    && header.expected_chain(&prev) != header.chain
+                {
+                    self.held = Some((offset, header));
+                    self.spot.chain = Some(header.chain);
+                    let mut damage = self.damage(offset, "the chain of hashes is broken before this batch");
+                    damage.tampered = true;
+                    return Ok(Some(Step::Damage(damage)));
+                }
+                self.batch(offset, header).map(Some)
+            }
+            Ok(_) => self.resync(offset, "a batch of another position stands here").map(Some),
+            Err(Flaw::Unsupported(what)) => Err(Error::new(ErrorKind::Unsupported, what).at(Place {
+                segment: self.segment.number(),
+                offset,
+                position: self.spot.position.next(),
+            })),
+            Err(flaw) => self.resync(offset, flaw.describe()).map(Some),
+        }
+    }
+
+    fn batch(&mut self, offset: u64, header: BatchHeader) -> Result<Step<'_>> {
+        let len = usize::try_from(header.frame_len()).unwrap_or(usize::MAX);
+        self.fill(offset, len)?;
+        self.spot =
+            Spot { offset: offset + len as u64, position: header.last_position(), chain: Some(header.chain) };
+        let lost = (header.first_position, header.last_position());
+        let frame = self.slice(offset, len);
+        let reason = if frame.len() < len {
+            "the file ends within a batch"
+        } else if crc32fast::hash(&frame[BATCH_HEADER_LEN..]) != header.body_crc {
+            "the batch's body does not match its checksum"
+        } else if self.digests && *blake3::hash(&frame[BATCH_HEADER_LEN..]).as_bytes() != header.body_digest {
+            let mut damage = self.damage(offset, "the batch's body does not match its digest");
+            damage.tampered = true;
+            return Ok(Step::Damage(damage.losing(lost.0, lost.1)));
+        } else {
+            let body = &self.slice(offset, len)[BATCH_HEADER_LEN..];
+            return Ok(Step::Batch { offset, header, body });
+        };
+        Ok(Step::Damage(self.damage(offset, reason).losing(lost.0, lost.1)))
+    }
+
+    fn damage(&self, offset: u64, reason: &str) -> Damage {
+        Damage::new(self.segment.number(), offset, reason)
+    }
+
+    /// Searches for the next valid header behind `offset` and says what lies between.
+    fn resync(&mut self, offset: u64, reason: &str) -> Result<Step<'_>> {
+        let site = self.segment.header.site();
+        let start = self.spot.position;
+        let mut at = offset + 1;
+        while at + (BATCH_HEADER_LEN as u64) <= self.bound.offset {
+            self.fill(at, PIECE_LEN)?;
+            let piece = self.slice(at, PIECE_LEN);
+            if piece.len() < BATCH_HEADER_LEN {
+                break;
+            }
+            let Some(found) = BatchHeader::find(piece, &site, at) else {
+                at += (piece.len() - BATCH_HEADER_LEN + 1) as u64;
+                continue;
+            };
+            at += found as u64;
+            if let Ok(header) = self.header_at(at)?
+                && header.first_position > start
+            {
+                let lost_to = Position(header.first_position.0 - 1);
+                self.spot = Spot { offset: at, position: lost_to, chain: None };
+                let damage = self.damage(offset, reason);
+                return Ok(Step::Damage(damage.losing(Position(start.0 + 1), lost_to)));
+            }
+            at += 1;
+        }
+        self.spot = Spot { offset: self.bound.offset, position: start, chain: None };
+        let mut damage = self.damage(offset, reason);
+        if let Some(last) = self.bound.position {
+            damage = damage.losing(Position(start.0 + 1), last);
+            self.spot.position = last.max(start);
+        }
+        Ok(Step::Damage(damage))
+    }
+
+    /// At the bound: whether records that must stand before it were not there.
+    fn missing_end(&mut self) -> Option<Damage> {
+        let last = self.bound.position.filter(|last| *last > self.spot.position)?;
+        let damage = self.damage(self.spot.offset, "batches that were written before this place are missing");
+        let from = Position(self.spot.position.0 + 1);
+        self.spot.position = last;
+        self.spot.chain = None;
+        Some(damage.losing(from, last))
+    }
+}

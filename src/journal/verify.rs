@@ -1,0 +1,175 @@
+//! Every checksum, chain, gap and watermark, without changing anything.
+
+use super::index;
+use super::read::{ReadHandle, Walked, Walker, segment_numbers};
+use super::segment::{self, Damage, Segment, Unopened};
+use crate::disk::{Kind, Open};
+use crate::error::Result;
+use crate::format::Flaw;
+use crate::position::Position;
+
+/// What a journal is, as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Everything is as it was written.
+    Clean,
+    /// Bytes stand behind the durable end that nobody was told are durable: opening for writing
+    /// sets them aside, or keeps what is whole.
+    Torn,
+    /// Bytes that were durable are damaged or gone.
+    Corrupt,
+    /// Checksums are right and the chain of hashes is not: changed on purpose.
+    Tampered,
+}
+
+impl Verdict {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Torn => "torn",
+            Self::Corrupt => "corrupt",
+            Self::Tampered => "tampered",
+        }
+    }
+}
+
+/// What a verification found.
+#[derive(Debug, Clone)]
+pub struct Verification {
+    /// The worst of it.
+    pub verdict: Verdict,
+    /// Records that were read.
+    pub records: u64,
+    /// Batches that were read.
+    pub batches: u64,
+    /// Segments with a file.
+    pub segments: u64,
+    /// Bytes of those files.
+    pub bytes: u64,
+    /// The last durable position.
+    pub durable: Position,
+    /// All that is damaged, in order.
+    pub damage: Vec<Damage>,
+    /// What is worth a word and loses nothing.
+    pub notes: Vec<String>,
+}
+
+/// Reads everything. `progress` is told the bytes of each segment gone through.
+pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> Result<Verification> {
+    let tail = handle.judge_tail()?;
+    let disk = std::sync::Arc::clone(handle.disk());
+    let mut found = Verification {
+        verdict: Verdict::Clean,
+        records: 0,
+        batches: 0,
+        segments: 0,
+        bytes: 0,
+        durable: handle.durable(),
+        damage: Vec::new(),
+        notes: Vec::new(),
+    };
+    for number in segment_numbers(&*disk)? {
+        found.segments += 1;
+        if let Some(stat) = disk.stat(&segment::file_name(number))?.filter(|s| s.kind == Kind::File) {
+            found.bytes += stat.len;
+        }
+        check_segment(handle, number, &mut found)?;
+    }
+    let mut walker = Walker::from_segment(1).with_digests();
+    let mut at = 0;
+    while let Some(step) = walker.step(handle)? {
+        match step {
+            Walked::Batch { place, header, body } => {
+                found.batches += 1;
+                found.records += u64::from(header.count);
+                let flaw = crate::format::Records::new(&header, body).checked().find_map(Result::err);
+                if let Some(flaw) = flaw {
+                    let lost = (header.first_position, header.last_position());
+                    found.damage.push(index::flaw_in(place.segment, place.offset, flaw, lost)?);
+                }
+                if place.segment != at {
+                    at = place.segment;
+                    progress(found.bytes);
+                }
+            }
+            Walked::Damage(damage) => found.damage.push(damage),
+        }
+    }
+    found.damage.extend(handle.end_damage.iter().cloned());
+    found.damage.sort_by_key(|d| (d.segment, d.offset));
+    for slot in handle.damaged_slots()? {
+        found.notes.push(format!("slot {slot} of the mark is damaged; the next writer writes it anew"));
+    }
+    judge(&mut found, handle, tail);
+    Ok(found)
+}
+
+fn judge(found: &mut Verification, handle: &ReadHandle, tail: Option<super::read::Tail>) {
+    let mut verdict = Verdict::Clean;
+    match tail {
+        None => found.notes.push("a writer is at work; what it has not published was not judged".to_owned()),
+        Some(tail) => {
+            if let Some((segment, offset, len)) = tail.torn {
+                verdict = Verdict::Torn;
+                found.notes.push(format!(
+                    "segment {segment}, offset {offset}: {len} bytes of a write that was cut short; nobody was \
+                     told they were durable"
+                ));
+            }
+            if tail.in_doubt > 0 {
+                verdict = Verdict::Torn;
+                found.notes.push(format!(
+                    "{} whole records nobody was told are durable; opening for writing keeps them",
+                    tail.in_doubt
+                ));
+            }
+        }
+    }
+    if let Some(original) = handle.incomplete {
+        verdict = Verdict::Torn;
+        found.notes.push(format!(
+            "this is a copy of a data directory, and incomplete: the original had records up to position \
+             {original}, this one ends at {}",
+            found.durable
+        ));
+    }
+    for damage in found.damage.iter().filter(|d| !d.accepted) {
+        verdict = verdict.max(if damage.tampered { Verdict::Tampered } else { Verdict::Corrupt });
+    }
+    found.verdict = verdict;
+}
+
+/// What a scan of batches does not look at: the second copy of the header, the links between
+/// segments, the footer.
+fn check_segment(handle: &mut ReadHandle, number: u64, found: &mut Verification) -> Result<()> {
+    let disk = std::sync::Arc::clone(handle.disk());
+    let segment = match Segment::open(&*disk, number, Open::Read) {
+        Ok(segment) => segment,
+        Err(Unopened::Failed(error)) => return Err(error),
+        // The walk meets it and knows what is lost with it.
+        Err(_) => return Ok(()),
+    };
+    let mut damaged = |offset: u64, reason: &str| found.damage.push(Damage::new(number, offset, reason));
+    if let Some(offset) = segment.damaged_copy {
+        damaged(offset, "one of the two copies of the segment header is damaged; the other serves");
+    }
+    if segment.header.journal != handle.journal() {
+        damaged(0, "the segment belongs to another journal");
+    }
+    let Ok(successor) = Segment::open(&*disk, number + 1, Open::Read) else { return Ok(()) };
+    if successor.header.prev_salt != segment.header.salt && successor.header.lost.0 == Position::ZERO {
+        damaged(0, "the next segment does not follow this one");
+    }
+    match index::read_footer(&segment, &successor.header)? {
+        None | Some(Ok(_)) => {}
+        Some(Err(Flaw::Unsupported(what))) => {
+            return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, what));
+        }
+        Some(Err(flaw)) => {
+            let reason = format!("the footer is damaged ({}); the records are not", flaw.describe());
+            damaged(successor.header.prev_end, &reason);
+        }
+    }
+    Ok(())
+}

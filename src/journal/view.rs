@@ -1,0 +1,357 @@
+//! What a process knows of the journal: where the durable end is, and what stands where.
+
+use super::index;
+use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
+use crate::disk::{Disk, Open};
+use crate::error::{Error, ErrorKind, Place, Result};
+use crate::format::{Footer, Mark, OpenStream, Records, StreamEntry, name_hash};
+use crate::position::{Position, Seq, StreamId};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How many indexes of sealed segments are kept in memory.
+const KEPT_INDEXES: usize = 4;
+
+/// The place of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BatchPlace {
+    pub(crate) segment: u64,
+    pub(crate) offset: u64,
+}
+
+/// The state of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StreamState {
+    pub(crate) last_seq: Seq,
+    pub(crate) last_position: Position,
+    pub(crate) open: bool,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(crate) struct View {
+    disk: Arc<dyn Disk>,
+    pub(crate) segment: Segment,
+    /// The durable end, up to which the active segment is indexed.
+    pub(crate) spot: Spot,
+    /// The active segment's index.
+    pub(crate) index: Footer,
+    /// What was found damaged while indexing it.
+    pub(crate) damage: Vec<Damage>,
+    sealed: BTreeMap<u64, Arc<Footer>>,
+    names: Option<Vec<(u64, StreamId)>>,
+    writable: bool,
+}
+
+impl View {
+    /// Before the first batch of a segment, knowing which streams were open there.
+    pub(crate) fn at_start(disk: Arc<dyn Disk>, segment: Segment, writable: bool) -> Result<Self> {
+        let before = match segment.number() {
+            1 => Footer::default(),
+            number => index::of_sealed(&*disk, number - 1, writable)?,
+        };
+        let index = index::empty(&segment.header, before.open, before.term);
+        let spot = Spot::start(&segment.header);
+        let sealed = BTreeMap::new();
+        Ok(Self { disk, segment, spot, index, damage: Vec::new(), sealed, names: None, writable })
+    }
+
+    /// Moves on to a place that is known to be durable.
+    pub(crate) fn advance(&mut self, to_segment: u64, to: Bound) -> Result<()> {
+        while self.segment.number() < to_segment {
+            let how = if self.writable { Open::Write } else { Open::Read };
+            match Segment::open(&*self.disk, self.segment.number() + 1, how) {
+                Ok(next) => {
+                    self.scan_to(index::sealed_bound(&next.header))?;
+                    self.enter(next);
+                }
+                Err(Unopened::Failed(error)) => return Err(error),
+                // What lies between cannot be read; reading says so. Go on where there is a header.
+                Err(_) => {
+                    let target = Segment::open(&*self.disk, to_segment, how)
+                        .map_err(|unopened| unopened.into_error(to_segment))?;
+                    *self = Self::at_start(Arc::clone(&self.disk), target, self.writable)?;
+                }
+            }
+        }
+        self.scan_to(to)
+    }
+
+    fn scan_to(&mut self, bound: Bound) -> Result<()> {
+        if bound.offset <= self.spot.offset && bound.position.is_none_or(|p| p <= self.spot.position) {
+            return Ok(());
+        }
+        let mut scanner = Scanner::new(self.segment.clone(), self.spot, bound);
+        let found = index::scan(&mut self.index, &mut scanner)?;
+        self.damage.extend(found);
+        self.spot = scanner.spot();
+        Ok(())
+    }
+
+    /// Makes the next segment the active one: what was indexed so far is sealed.
+    pub(crate) fn enter(&mut self, next: Segment) {
+        let fresh = index::empty(&next.header, self.index.open.clone(), self.index.term);
+        let old = std::mem::replace(&mut self.index, fresh);
+        if let Some(names) = &mut self.names {
+            names.extend(old.names.iter().copied());
+        }
+        let number = self.segment.number();
+        self.spot = Spot::start(&next.header);
+        let damaged = self.damage.iter().any(|d| d.segment == number);
+        let old_segment = std::mem::replace(&mut self.segment, next);
+        if self.writable && !damaged && self.segment.header.prev_footer_len == 0 {
+            // Disposable: failing to keep it costs the next one a scan.
+            let _ = index::store(&*self.disk, &old_segment, &old);
+        }
+        self.keep(number, Arc::new(old));
+    }
+
+    /// Adds a batch that this process has just made durable.
+    pub(crate) fn added(&mut self, offset: u64, header: &crate::format::BatchHeader, body: &[u8]) -> Result<()> {
+        index::add(&mut self.index, offset, header, body).map_err(|flaw| {
+            Error::new(ErrorKind::Misuse, format!("a batch of one's own cannot be read back: {}", flaw.describe()))
+        })?;
+        self.spot = Spot {
+            offset: offset + header.frame_len(),
+            position: header.last_position(),
+            chain: Some(header.chain),
+        };
+        Ok(())
+    }
+
+    fn keep(&mut self, number: u64, index: Arc<Footer>) {
+        while self.sealed.len() >= KEPT_INDEXES {
+            self.sealed.pop_first();
+        }
+        self.sealed.insert(number, index);
+    }
+
+    /// The index of a sealed segment.
+    pub(crate) fn sealed(&mut self, number: u64) -> Result<Arc<Footer>> {
+        if let Some(index) = self.sealed.get(&number) {
+            return Ok(Arc::clone(index));
+        }
+        let index = Arc::new(index::of_sealed(&*self.disk, number, self.writable)?);
+        self.keep(number, Arc::clone(&index));
+        Ok(index)
+    }
+
+    fn index_of(&mut self, number: u64) -> Result<Arc<Footer>> {
+        if number == self.segment.number() { Ok(Arc::new(self.index.clone())) } else { self.sealed(number) }
+    }
+
+    /// The streams that have not ended.
+    pub(crate) fn open_streams(&self) -> &BTreeMap<StreamId, OpenStream> {
+        &self.index.open
+    }
+
+    /// Where a stream stands; `None` where there is no such stream.
+    pub(crate) fn stream(&mut self, id: StreamId) -> Result<Option<StreamState>> {
+        if let Some(open) = self.index.open.get(&id) {
+            let (last_seq, last_position) = (open.last_seq, open.last_position);
+            return Ok(Some(StreamState { last_seq, last_position, open: true }));
+        }
+        let closed = |entry: &StreamEntry| StreamState {
+            last_seq: entry.last_seq,
+            last_position: entry.last_position,
+            open: false,
+        };
+        if let Some(entry) = self.index.streams.get(&id) {
+            return Ok(Some(closed(entry)));
+        }
+        let mut number = self.segment.number();
+        while number > 1 {
+            number -= 1;
+            let index = self.sealed(number)?;
+            if let Some(entry) = index.streams.get(&id) {
+                return Ok(Some(closed(entry)));
+            }
+            if index.first_position.0 <= id.0 && index.records > 0 {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// The batches with records of a stream from `from` on, in order.
+    pub(crate) fn stream_batches(&mut self, id: StreamId, from: Seq) -> Result<Vec<BatchPlace>> {
+        let mut places = Vec::new();
+        let active = self.segment.number();
+        let collect = |number: u64, entry: &StreamEntry, places: &mut Vec<BatchPlace>| {
+            if entry.last_seq < from {
+                return;
+            }
+            let start = entry.batches.partition_point(|(_, seq)| *seq <= from).max(1) - 1;
+            places.extend(
+                entry.batches[start..]
+                    .iter()
+                    .map(|(offset, _)| BatchPlace { segment: number, offset: u64::from(*offset) }),
+            );
+        };
+        let (entry_here, first) = match self.index.streams.get(&id) {
+            // The common case of a run that is going on: nothing older is asked for.
+            Some(entry) if entry.first_seq <= from => {
+                collect(active, entry, &mut places);
+                return Ok(places);
+            }
+            Some(entry) => (Some(entry.clone()), self.segment_with(Position(id.0))?),
+            None => (None, self.segment_with(Position(id.0))?),
+        };
+        for number in first..active {
+            let index = self.sealed(number)?;
+            if let Some(entry) = index.streams.get(&id) {
+                collect(number, entry, &mut places);
+            }
+        }
+        if let Some(entry) = entry_here {
+            collect(active, &entry, &mut places);
+        }
+        Ok(places)
+    }
+
+    /// The segment that holds a position, by the headers.
+    pub(crate) fn segment_with(&self, position: Position) -> Result<u64> {
+        let (mut low, mut high) = (1, self.segment.number());
+        if position >= self.segment.header.first_position {
+            return Ok(high);
+        }
+        // Invariant: the segment is at least `low` and below `high`.
+        while low + 1 < high {
+            let mut middle = low + (high - low) / 2;
+            let first = loop {
+                match Segment::open(&*self.disk, middle, Open::Read) {
+                    Ok(segment) => break segment.header.first_position,
+                    Err(Unopened::Failed(error)) => return Err(error),
+                    // An unreadable one is treated as part of the one before it.
+                    Err(_) if middle > low + 1 => middle -= 1,
+                    Err(_) => break Position(0),
+                }
+            };
+            if first <= position { low = middle } else { high = middle }
+        }
+        Ok(low)
+    }
+
+    /// Where to begin scanning for a position, in the segment that holds it.
+    pub(crate) fn near(&mut self, position: Position) -> Result<BatchPlace> {
+        let segment = self.segment_with(position)?;
+        let index = self.index_of(segment)?;
+        let at = index.positions.partition_point(|(first, _)| *first <= position).max(1) - 1;
+        let offset = index.positions.get(at).map_or(crate::format::SEGMENT_DATA_START, |(_, offset)| *offset);
+        Ok(BatchPlace { segment, offset })
+    }
+
+    /// The stream of this name.
+    pub(crate) fn find_name(&mut self, name: &[u8]) -> Result<Option<StreamId>> {
+        let hash = name_hash(name);
+        let mut candidates: Vec<StreamId> = Vec::new();
+        candidates.extend(matching(&self.index.names, hash));
+        if self.names.is_none() {
+            let mut all = Vec::new();
+            for number in 1..self.segment.number() {
+                all.extend(self.sealed(number)?.names.iter().copied());
+            }
+            all.sort_unstable();
+            self.names = Some(all);
+        }
+        if let Some(names) = &mut self.names {
+            if !names.is_sorted() {
+                names.sort_unstable();
+            }
+            candidates.extend(matching(names, hash));
+        }
+        for id in candidates {
+            if self.name_of(id)?.is_some_and(|found| found == name) {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All streams, in the order of their opening.
+    pub(crate) fn all_streams(&mut self) -> Result<Vec<StreamId>> {
+        let mut all = Vec::new();
+        for number in 1..self.segment.number() {
+            all.extend(self.sealed(number)?.names.iter().map(|(_, id)| *id));
+        }
+        all.extend(self.index.names.iter().map(|(_, id)| *id));
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// The name a stream was opened with.
+    pub(crate) fn name_of(&mut self, id: StreamId) -> Result<Option<Vec<u8>>> {
+        let place = self.near(Position(id.0))?;
+        let mut scanner = self.scanner_at(place)?;
+        while let Some(step) = scanner.step()? {
+            if let Step::Batch { header, body, .. } = step {
+                if header.first_position.0 > id.0 {
+                    break;
+                }
+                if header.last_position().0 >= id.0 {
+                    let mut records = Records::new(&header, body).flatten();
+                    return Ok(records
+                        .find(|record| record.position.0 == id.0)
+                        .and_then(|record| record.opens.map(<[u8]>::to_vec)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// A scanner over a segment up to its durable end, from a batch of it.
+    pub(crate) fn scanner_at(&self, place: BatchPlace) -> Result<Scanner> {
+        let (segment, bound) = self.bounded(place.segment)?;
+        let spot = if place.offset <= crate::format::SEGMENT_DATA_START {
+            Spot::start(&segment.header)
+        } else {
+            // The position before a batch in the middle is what its own header says.
+            let mut head = [0; crate::format::BATCH_HEADER_LEN];
+            let read = segment.file.read_at(&mut head, place.offset)?;
+            match crate::format::BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) {
+                Ok(header) => Spot {
+                    offset: place.offset,
+                    position: Position(header.first_position.0 - 1),
+                    chain: None,
+                },
+                Err(_) => Spot::start(&segment.header),
+            }
+        };
+        Ok(Scanner::new(segment, spot, bound))
+    }
+
+    /// A segment and the end of what is durable in it.
+    pub(crate) fn bounded(&self, number: u64) -> Result<(Segment, Bound)> {
+        if number == self.segment.number() {
+            let bound = Bound { offset: self.spot.offset, position: Some(self.spot.position) };
+            return Ok((self.segment.clone(), bound));
+        }
+        if number > self.segment.number() {
+            let place = Place { segment: number, offset: 0, position: None };
+            return Err(Error::misuse(format!("segment {number} is not there yet")).at(place));
+        }
+        let segment =
+            Segment::open(&*self.disk, number, Open::Read).map_err(|unopened| unopened.into_error(number))?;
+        let mut bound = Bound { offset: segment.len()?, position: None };
+        if let Ok(successor) = Segment::open(&*self.disk, number + 1, Open::Read) {
+            bound = index::sealed_bound(&successor.header);
+        }
+        Ok((segment, bound))
+    }
+}
+
+fn matching(names: &[(u64, StreamId)], hash: u64) -> impl Iterator<Item = StreamId> + '_ {
+    let from = names.partition_point(|(h, _)| *h < hash);
+    names[from..].iter().take_while(move |(h, _)| *h == hash).map(|(_, id)| *id)
+}
+
+/// The bound a mark stands for.
+pub(crate) fn bound_of(mark: &Mark) -> Bound {
+    Bound { offset: mark.end, position: Some(mark.position) }
+}
+
+/// The newest segment number with a file, and how many there are.
+pub(crate) fn newest(disk: &dyn Disk) -> Result<Option<u64>> {
+    Ok(segment::list(disk)?.last().copied())
+}

@@ -1,0 +1,158 @@
+//! The typed records: what a conductor means by the bytes in the journal.
+//!
+//! One file per kind. The numbers of kinds and the schemas of their versions are frozen: a change
+//! is a new version, and what old versions wrote is turned into the newest form when it is read.
+//! Byte layouts stand in [`format`](crate::format).
+
+mod checkpoint;
+mod chunk;
+mod ids;
+mod json;
+mod lifecycle;
+mod patch;
+mod run;
+mod tick;
+mod wire;
+
+pub use checkpoint::{Checkpoint, FileFormat, Replay, checkpoint_type};
+pub use chunk::Channel;
+pub use ids::{Id, RunName, TICKS_STREAM};
+pub use json::{JsonText, escape_line};
+pub use lifecycle::{Level, Lifecycle, event, terminal};
+pub use patch::{StatePatch, Status};
+pub use run::{Bytes, ParentRun, RunPrepared};
+pub use tick::Tick;
+
+use crate::error::{Error, ErrorKind, Place, Result};
+use crate::position::{Position, Seq, StreamId, Time};
+
+/// The frozen numbers of the kinds.
+pub mod kind {
+    /// A run was prepared.
+    pub const RUN: u8 = 1;
+    /// A lifecycle event.
+    pub const LIFECYCLE: u8 = 2;
+    /// Bytes of the worker's stdout.
+    pub const STDOUT: u8 = 3;
+    /// Bytes of the worker's stderr.
+    pub const STDERR: u8 = 4;
+    /// A change of a run's state.
+    pub const STATE_PATCH: u8 = 5;
+    /// A checkpoint of a run, or a part of one.
+    pub const CHECKPOINT: u8 = 6;
+    /// A record of the timed jobs.
+    pub const TICK: u8 = 7;
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Body {
+    /// A run was prepared: the first record of its stream.
+    Run(Box<RunPrepared>),
+    /// Something happened to the run.
+    Lifecycle(Lifecycle),
+    /// The worker wrote something: the bytes exactly as read.
+    Chunk(Channel, Vec<u8>),
+    /// The run's state changed.
+    StatePatch(StatePatch),
+    /// A checkpoint, or a part of one.
+    Checkpoint(Checkpoint),
+    /// Something happened to the timed jobs.
+    Tick(Tick),
+    /// A kind or version that this version of the crate does not know. It is skipped, with a word.
+    Unknown {
+        /// The kind's number.
+        kind: u8,
+        /// The version of its schema.
+        version: u8,
+    },
+}
+
+impl Body {
+    /// The number of its kind.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Self::Run(_) => kind::RUN,
+            Self::Lifecycle(_) => kind::LIFECYCLE,
+            Self::Chunk(Channel::Stdout, _) => kind::STDOUT,
+            Self::Chunk(Channel::Stderr, _) => kind::STDERR,
+            Self::StatePatch(_) => kind::STATE_PATCH,
+            Self::Checkpoint(_) => kind::CHECKPOINT,
+            Self::Tick(_) => kind::TICK,
+            Self::Unknown { kind, .. } => *kind,
+        }
+    }
+
+    /// The name of its kind, as commands show it.
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Run(_) => "run",
+            Self::Lifecycle(_) => "lifecycle",
+            Self::Chunk(Channel::Stdout, _) => "stdout",
+            Self::Chunk(Channel::Stderr, _) => "stderr",
+            Self::StatePatch(_) => "state_patch",
+            Self::Checkpoint(_) => "checkpoint",
+            Self::Tick(_) => "tick",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+
+    /// Its bytes, and the version of the schema they follow.
+    pub(crate) fn encode(self) -> Result<(Vec<u8>, u8)> {
+        Ok(match self {
+            Self::Run(run) => (run.encode()?, run::VERSION),
+            Self::Lifecycle(event) => (event.encode()?, lifecycle::VERSION),
+            Self::Chunk(_, bytes) => (bytes, chunk::VERSION),
+            Self::StatePatch(patch) => (patch.encode()?, patch::VERSION),
+            Self::Checkpoint(checkpoint) => (checkpoint.encode()?, checkpoint::VERSION),
+            Self::Tick(tick) => (tick.encode()?, tick::VERSION),
+            Self::Unknown { .. } => return Err(Error::misuse("a record of an unknown kind cannot be written")),
+        })
+    }
+
+    /// Reads the bytes of a kind.
+    pub(crate) fn decode(kind: u8, version: u8, payload: Vec<u8>) -> Result<Self, String> {
+        Ok(match (kind, version) {
+            (kind::RUN, run::VERSION) => Self::Run(Box::new(RunPrepared::decode(&payload)?)),
+            (kind::LIFECYCLE, lifecycle::VERSION) => Self::Lifecycle(Lifecycle::decode(&payload)?),
+            (kind::STDOUT, chunk::VERSION) => Self::Chunk(Channel::Stdout, payload),
+            (kind::STDERR, chunk::VERSION) => Self::Chunk(Channel::Stderr, payload),
+            (kind::STATE_PATCH, patch::VERSION) => Self::StatePatch(StatePatch::decode(&payload)?),
+            (kind::CHECKPOINT, checkpoint::VERSION) => Self::Checkpoint(Checkpoint::decode(&payload)?),
+            (kind::TICK, tick::VERSION) => Self::Tick(Tick::decode(&payload)?),
+            _ => Self::Unknown { kind, version },
+        })
+    }
+}
+
+/// A record with its place in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its place in the whole journal.
+    pub position: Position,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its place in the stream.
+    pub seq: Seq,
+    /// When it was appended.
+    pub time: Time,
+    /// When it came to be: what files show.
+    pub created_at: Time,
+    /// Whether it ends its stream: the terminal event of a run.
+    pub ends: bool,
+    /// Whether its content goes on in the stream's next record.
+    pub more: bool,
+    /// The conductor's term, if it gave one.
+    pub term: Option<u64>,
+    /// Bytes of its payload in the journal.
+    pub len: u64,
+    /// What it says.
+    pub body: Body,
+}
+
+/// The error of a record that cannot be what its kind says it is.
+pub(crate) fn malformed(position: Position, kind: u8, why: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("the record of kind {kind} cannot be understood: {why}"))
+        .at(Place { segment: 0, offset: 0, position: Some(position) })
+}
