@@ -61,7 +61,14 @@ impl OsDisk {
 
     fn resolve(&self, name: &str, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NOCTTY;
+        // The kernel would resolve these beneath the root; the contract has no such names.
+        if name != "." && name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(Errno::INVAL);
+        }
+        let mut flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        if !flags.contains(OFlags::PATH) {
+            flags |= OFlags::NOCTTY;
+        }
         match retry(|| fs::openat2(&self.root, name, flags, mode, beneath)) {
             Err(Errno::NOSYS | Errno::PERM) => self.walk(name, flags, mode),
             other => other,
@@ -73,9 +80,6 @@ impl OsDisk {
         let mut at: Option<OwnedFd> = None;
         let mut parts = name.split('/').peekable();
         while let Some(part) = parts.next() {
-            if part.is_empty() || part == ".." {
-                return Err(Errno::INVAL);
-            }
             let here = at.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
             let (how, mode) = if parts.peek().is_some() {
                 (OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())

@@ -227,12 +227,12 @@ impl SimWorld {
 
     /// Begins to record operations, with an empty trace.
     pub fn record(&self) {
-        self.state().trace = Some(Vec::new());
+        self.state().trace = Some(Arc::default());
     }
 
     /// The operations since [`record`](Self::record); also those that failed, but none of the dead.
     pub fn trace(&self) -> Vec<Operation> {
-        self.state().trace.clone().unwrap_or_default()
+        self.state().trace.as_deref().cloned().unwrap_or_default()
     }
 
     /// What a power cut now could keep or lose, in the order of writing.
@@ -284,7 +284,8 @@ impl SimWorld {
     /// The machine after a power cut now, in which every volatile unit meets the fate that `fate`
     /// gives it: next boot, no process, no lock, nothing counted, no fault planned. This one stays.
     pub fn power_cut(&self, fate: &mut dyn FnMut(&Unit) -> Fate) -> Self {
-        let state = self.state();
+        // Not under the lock: what decides on the fates may ask this world.
+        let state = self.state().clone();
         let units = state.units();
         Self::of(state.reboot(units.iter().map(|unit| (unit, fate(unit)))))
     }
@@ -311,9 +312,9 @@ impl SimWorld {
     ) -> Result<T> {
         let mut state = self.state();
         let order = state.order;
-        let done = f(&mut state).map_err(|e| refused(doing, name, e))?;
+        let done = f(&mut state);
         state.settle(|change| change.order > order);
-        Ok(done)
+        done.map_err(|e| refused(doing, name, e))
     }
 
     /// Puts something of this kind at a name that is free, durable at once; missing directories on
@@ -501,7 +502,7 @@ impl Disk for SimDisk {
     }
 
     fn sync_all(&self) -> Result<()> {
-        self.checked()?.whole_sync(self.process, "sync_all", "", None)
+        self.checked()?.whole_sync(self.process, "sync_all", ".", None)
     }
 
     fn session(&self) -> Result<Session> {
@@ -568,8 +569,8 @@ impl File for SimFile {
     fn set_len(&self, len: u64) -> Result<()> {
         let mut state = self.disk.checked()?;
         state.whole(self.disk.process, "set_len", &self.name, len)?;
-        let errno = if self.writable { state.set_len(self.inode, len) } else { Err(Errno::INVAL) };
-        errno.map_err(|e| self.error("setting the length of", e))
+        let done = if self.writable { state.set_len(self.inode, len) } else { Err(Errno::INVAL) };
+        done.map_err(|e| self.error("setting the length of", e))
     }
 
     fn stat(&self) -> Result<Stat> {

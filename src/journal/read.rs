@@ -441,3 +441,8 @@ pub(crate) fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>> {
 pub(crate) fn start_of(segment: &Segment) -> Spot {
     Spot::start(&segment.header)
 }
+
+/// All streams in the order of their opening.
+pub(crate) fn all_streams(view: &mut View) -> Result<Vec<StreamId>> {
+    view.all_streams()
+}

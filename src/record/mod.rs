@@ -17,6 +17,7 @@ mod wire;
 pub use checkpoint::{Checkpoint, FileFormat, Replay, checkpoint_type};
 pub use chunk::Channel;
 pub use ids::{Id, RunName, TICKS_STREAM};
+pub(crate) use json::escape_json;
 pub use json::{JsonText, escape_line};
 pub use lifecycle::{Level, Lifecycle, event, terminal};
 pub use patch::{StatePatch, Status};

@@ -202,6 +202,7 @@ fn a_cut_off_end_is_there_or_not() {
     assert_eq!(world.read_file("a").unwrap(), sectors(&[1, 0]));
     let stale = world.power_cut(&mut |unit| if is_length(unit) { Fate::New } else { Fate::Old });
     assert_eq!(stale.read_file("a").unwrap(), sectors(&[1, 2]), "unsynced zeros may be lost as well");
+    assert_eq!(all_new(&world).read_file("a").unwrap(), sectors(&[1, 0]));
     file.sync().unwrap();
     assert_eq!(all_old(&world).read_file("a").unwrap(), sectors(&[1, 0]));
 }
@@ -513,7 +514,7 @@ fn operations_are_counted_and_traced() {
             "#7 process 1: sync_dir d",
             "#8 process 1: remove d/a",
             "#9 process 1: remove d/a",
-            "#10 process 2: sync_all ",
+            "#10 process 2: sync_all .",
         ]
     );
 }
@@ -659,7 +660,7 @@ fn inode_numbers_are_never_used_again() {
         if i % 2 == 0 {
             disk.remove("a").unwrap();
         } else {
-            world = all_old(&world);
+            world = all_old(&all_old(&world));
             disk = world.process(1);
         }
     }
@@ -835,11 +836,16 @@ fn choices_tell_the_fates_and_try_garbage() {
     let (world, _, file) = with_file(b"");
     file.write_at(&sectors(&[2, 2]), 0).unwrap();
     let choices = Choices::new(&world, 10, 0, 0);
+    let world = world.fork();
+    file.write_at(b"not any more of this cut", 0).unwrap();
     let units = choices.units().to_vec();
     let mut garbage = 0;
     for (fates, image) in choices {
         let mut fate = fates.iter();
-        let again = world.power_cut(&mut |_| *fate.next().unwrap());
+        let again = world.power_cut(&mut |unit| {
+            assert_ne!(world.describe(unit), "", "who decides may ask");
+            *fate.next().unwrap()
+        });
         assert_eq!(again.digest(), image.digest());
         let garbled = units.iter().zip(&fates).any(|(unit, fate)| *fate == Fate::Garbage && !is_length(unit));
         garbage += usize::from(garbled);

@@ -95,7 +95,7 @@ pub(super) struct State {
     pub(super) operations: u64,
     pub(super) faults: BTreeMap<u64, Fault>,
     pub(super) sticky: Option<Fault>,
-    pub(super) trace: Option<Vec<Operation>>,
+    pub(super) trace: Option<Arc<Vec<Operation>>>,
 }
 
 pub(super) fn refused(doing: &str, name: &str, errno: Errno) -> Error {
@@ -419,7 +419,7 @@ impl State {
             }
             inodes.insert(number, inode);
         }
-        let trace = self.trace.as_ref().map(|_| Vec::new());
+        let trace = self.trace.as_ref().map(|_| Arc::default());
         let (boot, root, next_inode, order) = (self.boot + 1, self.root, self.next_inode, self.order);
         Self { boot, root, inodes, next_inode, order, trace, ..Self::empty() }
     }
@@ -504,7 +504,14 @@ impl State {
         self.operations += 1;
         let number = self.operations;
         if let Some(trace) = &mut self.trace {
-            trace.push(Operation { number, process, kind, file: file.to_owned(), offset, len });
+            Arc::make_mut(trace).push(Operation {
+                number,
+                process,
+                kind,
+                file: file.to_owned(),
+                offset,
+                len,
+            });
         }
         let fault = self.faults.remove(&number).or(self.sticky);
         match fault {

@@ -1,0 +1,121 @@
+//! How a run ends: terminal event, its patch and the `log_tail` checkpoint in one batch, so that
+//! no crash can separate them. The same for a run that ends by itself and one that is found
+//! without an end.
+
+use super::NewRecord;
+use crate::error::Result;
+use crate::position::{Position, Seq, StreamId, Time};
+use crate::projection::RunFold;
+use crate::record::{
+    Body, Checkpoint, FileFormat, JsonText, Level, Lifecycle, Record, Replay, StatePatch, Status,
+    checkpoint_type,
+};
+use serde::Serialize;
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// The type of the terminal event.
+    pub event: &'static str,
+    /// How much it matters.
+    pub level: Level,
+    /// Where the run stands from then on.
+    pub status: Status,
+    /// How it went, in a sentence.
+    pub summary: String,
+    /// The worker's exit code, if it had one.
+    pub exit_code: Option<i32>,
+    /// The event's data: a JSON object.
+    pub data: JsonText,
+}
+
+/// The records that end a run whose records so far are in `fold`, with `before` in front of the
+/// terminal event in the same batch.
+pub fn ending_records(fold: &RunFold, now: Time, before: Vec<NewRecord>, ending: Ending) -> Vec<NewRecord> {
+    let mut records = before;
+    let event = Lifecycle {
+        event: ending.event.to_owned(),
+        level: ending.level,
+        message: ending.summary.clone(),
+        data: ending.data,
+    };
+    let stamped = |body: Body, ends: bool| NewRecord { body, created_at: Some(now), ends, more: false };
+    records.push(stamped(Body::Lifecycle(event), true));
+    records.push(stamped(
+        Body::StatePatch(StatePatch {
+            status: Some(ending.status),
+            finished_at: Some(Some(now)),
+            summary: Some(Some(ending.summary)),
+            exit_code: Some(ending.exit_code),
+            ..StatePatch::default()
+        }),
+        false,
+    ));
+    if fold.request().is_some_and(|request| request.checkpoints) {
+        let mut ahead = fold.clone();
+        for record in &records {
+            preview(&mut ahead, record, now);
+        }
+        let content = ahead.tail().render();
+        let number = fold.state().last_checkpoint_seq.unwrap_or(0) + 1;
+        let lines = content.iter().filter(|b| **b == b'\n').count();
+        records.push(stamped(
+            Body::Checkpoint(Checkpoint {
+                number,
+                kind: checkpoint_type::LOG_TAIL.to_owned(),
+                format: FileFormat::Text,
+                replay: Replay::None,
+                summary: format!("The last {lines} lines of all logs."),
+                total_len: content.len() as u64,
+                content,
+            }),
+            false,
+        ));
+    }
+    records
+}
+
+/// Lets a fold see a record before it has a place.
+pub(crate) fn preview(fold: &mut RunFold, record: &NewRecord, now: Time) {
+    let record = Record {
+        position: Position(fold.last_position().0 + 1),
+        stream: StreamId::ZERO,
+        seq: Seq(fold.last_seq().0 + 1),
+        time: now,
+        created_at: record.created_at.unwrap_or(now),
+        ends: record.ends,
+        more: record.more,
+        term: None,
+        len: 0,
+        body: record.body.clone(),
+    };
+    fold.apply(&record, &mut |_| {});
+}
+
+/// The data of a terminal event.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct EndingData<'a> {
+    pub(crate) ok: bool,
+    pub(crate) blocked: bool,
+    pub(crate) needs_human: bool,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) artifacts: &'a [ArtifactData],
+}
+
+/// An artifact as the terminal event lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArtifactData {
+    /// Its path in the run's `artifacts/` folder.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// BLAKE3, in hex.
+    pub digest: String,
+}
+
+impl EndingData<'_> {
+    pub(crate) fn to_json(&self) -> Result<JsonText> {
+        JsonText::of(self)
+    }
+}

@@ -1,0 +1,203 @@
+//! Reading the journal as records.
+
+use super::World;
+use crate::error::{Error, ErrorKind, Result};
+use crate::journal::{Damage, Verification};
+use crate::position::{Position, Seq, StreamId, Time};
+use crate::projection::RunFold;
+use crate::reader::{Item, RawRecord, Reader, Sequence};
+use crate::record::{Body, Record, RunName};
+use std::path::Path;
+use std::time::Duration;
+
+/// A journal opened for reading. Nothing is written, nothing is locked for longer than a look.
+#[derive(Debug)]
+pub struct Log {
+    pub(super) reader: Reader,
+}
+
+/// What reading in order gives.
+#[derive(Debug)]
+pub enum Entry {
+    /// A record.
+    Record(Record),
+    /// Something that cannot be read; what stands behind it can.
+    Damage(Damage),
+}
+
+/// A run that is in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunInfo {
+    /// Its name.
+    pub name: RunName,
+    /// Its stream.
+    pub stream: StreamId,
+}
+
+impl Log {
+    /// Opens the journal of an existing data directory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where there is no data directory or no journal in it.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::open_in(&World::existing(dir.as_ref())?)
+    }
+
+    /// The same in a world of the caller's.
+    pub fn open_in(world: &World) -> Result<Self> {
+        let reader = Reader::open(std::sync::Arc::clone(&world.disk), std::sync::Arc::clone(&world.clock))?;
+        Ok(Self { reader })
+    }
+
+    /// The last durable position, as of the last refresh.
+    pub fn durable(&self) -> Position {
+        self.reader.handle.durable()
+    }
+
+    /// The journal's random id; zeros where nothing was ever written.
+    pub fn journal_id(&self) -> [u8; 16] {
+        self.reader.handle.journal()
+    }
+
+    /// Moves on to what is durable now; answers whether that is more.
+    pub fn refresh(&mut self) -> Result<bool> {
+        self.reader.refresh()
+    }
+
+    /// The records from a position on, in order.
+    pub fn records(&mut self, from: Position) -> Result<Records<'_>> {
+        let sequence = self.reader.sequence(from)?;
+        Ok(Records { log: self, sequence })
+    }
+
+    /// The records from about a time on: begins before the first record of that time or later.
+    pub fn records_since(&mut self, time: Time) -> Result<Records<'_>> {
+        let sequence = self.reader.sequence_since(time)?;
+        Ok(Records { log: self, sequence })
+    }
+
+    /// The records of one stream from a sequence on, read by the index. `visit` answers whether to
+    /// go on. Answers with the damage met.
+    pub fn stream(
+        &mut self,
+        stream: StreamId,
+        from: Seq,
+        visit: &mut dyn FnMut(&Record) -> Result<bool>,
+    ) -> Result<Vec<Damage>> {
+        self.reader.stream(stream, from, &mut |raw| {
+            let record = decode(raw)?;
+            visit(&record)
+        })
+    }
+
+    /// Every run, in the order of their beginning.
+    pub fn runs(&mut self) -> Result<Vec<RunInfo>> {
+        let mut runs = Vec::new();
+        for stream in self.reader.streams()? {
+            runs.extend(self.run_of(stream)?);
+        }
+        Ok(runs)
+    }
+
+    /// The run that a stream belongs to; `None` where it is not a run's.
+    pub fn run_of(&mut self, stream: StreamId) -> Result<Option<RunInfo>> {
+        let name = self.reader.name(stream)?;
+        Ok(name.and_then(|name| RunName::parse(&name)).map(|name| RunInfo { name, stream }))
+    }
+
+    /// The stream with this name: `task/run`, or that of the timed jobs.
+    pub fn find(&mut self, name: &str) -> Result<Option<StreamId>> {
+        self.reader.find(name.as_bytes())
+    }
+
+    /// The last sequence and position of a stream.
+    pub fn end_of(&mut self, stream: StreamId) -> Result<Option<(Seq, Position)>> {
+        self.reader.stream_end(stream)
+    }
+
+    /// A run's fold over all of its records, and the damage met.
+    pub fn fold(&mut self, stream: StreamId) -> Result<(RunFold, Vec<Damage>)> {
+        let mut fold = RunFold::new();
+        let damage = self.stream(stream, Seq(1), &mut |record| {
+            fold.apply(record, &mut |_| {});
+            Ok(true)
+        })?;
+        Ok((fold, damage))
+    }
+
+    /// Reads everything and says what is wrong. `progress` is told how many bytes are behind it.
+    pub fn verify(&mut self, progress: &mut dyn FnMut(u64)) -> Result<Verification> {
+        self.reader.verify(progress)
+    }
+
+    /// Whether bytes that nobody was told are durable stand at the end: `None` while a writer is
+    /// at work.
+    pub fn is_torn(&mut self) -> Result<Option<bool>> {
+        let incomplete = self.reader.handle.incomplete.is_some();
+        let tail = self.reader.handle.judge_tail()?;
+        Ok(tail.map(|tail| tail.torn.is_some() || tail.in_doubt > 0 || incomplete))
+    }
+
+    /// The numbers of the segments, for those who count bytes.
+    pub fn segments(&self) -> Result<Vec<u64>> {
+        crate::journal::read::segment_numbers(&**self.reader.handle.disk())
+    }
+}
+
+/// A read in order, which can be waited on for more.
+#[derive(Debug)]
+pub struct Records<'l> {
+    log: &'l mut Log,
+    sequence: Sequence,
+}
+
+impl Records<'_> {
+    /// The next entry; `None` at the durable end.
+    #[expect(clippy::should_implement_trait, reason = "it fails, and goes on after None")]
+    pub fn next(&mut self) -> Result<Option<Entry>> {
+        match self.log.reader.next(&mut self.sequence)? {
+            Some(Item::Record(raw)) => decode(raw).map(Entry::Record).map(Some),
+            Some(Item::Damage(damage)) => Ok(Some(Entry::Damage(damage))),
+            None => Ok(None),
+        }
+    }
+
+    /// Waits until more is durable, at most `patience`; answers whether it is.
+    pub fn wait(&mut self, patience: Duration) -> Result<bool> {
+        self.log.reader.wait(patience)
+    }
+
+    /// The log, for looking things up between two records.
+    pub fn log(&mut self) -> &mut Log {
+        self.log
+    }
+}
+
+/// Gives a record its meaning. One that cannot be what its kind says is damage of a kind that only
+/// its writer can have done, and is passed on as unknown rather than ending the read.
+fn decode(raw: RawRecord) -> Result<Record> {
+    let len = raw.payload.len() as u64;
+    let body = match Body::decode(raw.kind, raw.version, raw.payload) {
+        Ok(body) => body,
+        Err(why) => {
+            let error = crate::record::malformed(raw.position, raw.kind, &why);
+            debug_assert_eq!(error.kind(), ErrorKind::Corrupt);
+            Body::Unknown { kind: raw.kind, version: raw.version }
+        }
+    };
+    if raw.seq == Seq::ZERO {
+        return Err(Error::misuse("a record without a sequence"));
+    }
+    Ok(Record {
+        position: raw.position,
+        stream: raw.stream,
+        seq: raw.seq,
+        time: raw.time,
+        created_at: raw.created,
+        ends: raw.closes,
+        more: raw.more,
+        term: raw.term,
+        len,
+        body,
+    })
+}

@@ -1,0 +1,294 @@
+//! The front door: open a data directory, append, read, follow, rebuild.
+//!
+//! [`Engine`] writes, and brings the files of its own runs to the disk in a thread of its own.
+//! [`Log`] reads, from any process, and writes nothing. Both are blocking and need no runtime.
+
+mod ending;
+mod log;
+mod publisher;
+mod repair;
+
+pub use ending::{Ending, ending_records};
+pub use log::{Entry, Log, Records, RunInfo};
+pub use repair::{InterruptedRun, Report};
+
+use crate::clock::{Clock, Entropy, System};
+use crate::disk::Disk;
+use crate::disk::os::OsDisk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Draft, Target};
+use crate::journal::live::Alive;
+use crate::journal::{Batch, Damage, Journal, JournalOptions, Receipt};
+use crate::position::{Seq, StreamId, Time};
+use crate::record::{Body, RunPrepared, TICKS_STREAM, Tick};
+use publisher::Publisher;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Settings of an engine.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Settings of the journal.
+    pub journal: JournalOptions,
+    /// Whether to end the worker processes that a killed recorder left running. Default: yes.
+    pub end_orphans: bool,
+    /// How long such processes get between being asked to end and being killed. Default: 2 s.
+    pub orphan_grace: Duration,
+    /// Whether to bring projected files to the disk. Default: yes. The journal has everything
+    /// either way.
+    pub publish: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            journal: JournalOptions::default(),
+            end_orphans: true,
+            orphan_grace: Duration::from_secs(2),
+            publish: true,
+        }
+    }
+}
+
+/// What the engine needs of the world.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// The data directory.
+    pub disk: Arc<dyn Disk>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Identifiers and salts.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl World {
+    /// The operating system's, with a data directory that exists.
+    pub fn existing(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no data directory {}", dir.display())));
+        }
+        Ok(Self::system(OsDisk::open(dir)?))
+    }
+
+    /// The operating system's, with a data directory that is made if need be.
+    pub fn create(dir: &Path) -> Result<Self> {
+        Ok(Self::system(OsDisk::create(dir)?))
+    }
+
+    fn system(disk: OsDisk) -> Self {
+        Self { disk: Arc::new(disk), clock: Arc::new(System), entropy: Arc::new(System) }
+    }
+}
+
+/// A record to be appended.
+#[derive(Debug, Clone)]
+pub struct NewRecord {
+    /// What it says.
+    pub body: Body,
+    /// When it came to be, if that is not now.
+    pub created_at: Option<Time>,
+    /// Whether it ends the run.
+    pub ends: bool,
+    /// Whether its content goes on in the next one.
+    pub more: bool,
+}
+
+impl From<Body> for NewRecord {
+    fn from(body: Body) -> Self {
+        Self { body, created_at: None, ends: false, more: false }
+    }
+}
+
+/// A journal opened for writing.
+///
+/// # After a crash
+/// Everything a [`Receipt`] was given for is there. Opening again sets the torn tail aside, ends
+/// the runs whose recorder is dead, repairs their files, and tells all of it in a [`Report`].
+#[derive(Debug)]
+pub struct Engine {
+    journal: Journal,
+    world: World,
+    recorder: [u8; 16],
+    boot: [u8; 16],
+    publisher: Option<Publisher>,
+    alive: Option<Alive>,
+}
+
+impl Engine {
+    /// Opens a data directory, making it if need be (its parent must exist).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] where records that were durable are gone from the end of the journal
+    /// (see [`Engine::accept_damage`]); [`ErrorKind::Unsupported`] for a newer format or a network
+    /// file system; [`ErrorKind::Locked`] where the lock was not free in time.
+    pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<(Self, Report)> {
+        Self::open_in(World::create(dir.as_ref())?, options)
+    }
+
+    /// The same in a world of the caller's.
+    pub fn open_in(world: World, options: Options) -> Result<(Self, Report)> {
+        let World { disk, clock, entropy } = world.clone();
+        let (journal, opened) = Journal::open(Arc::clone(&disk), clock, entropy, options.journal)?;
+        let recorder = world.entropy.id()?;
+        let boot = disk.session()?.boot;
+        let alive = Alive::begin(&journal, &recorder)?;
+        let mut engine =
+            Self { journal, world, recorder, boot, publisher: None, alive: Some(alive) };
+        let report = repair::after_crash(&engine, &options, &opened)?;
+        if options.publish {
+            engine.publisher = Some(Publisher::start(&engine.world)?);
+        }
+        Ok((engine, report))
+    }
+
+    /// The way on after corruption at the end of the journal: ends the damaged segment where it
+    /// is, deletes nothing, notes the lost positions, goes on in a new one. Answers with what was
+    /// given up; `None` where nothing needed to be.
+    pub fn accept_damage(world: World, options: &Options) -> Result<Option<Damage>> {
+        Journal::accept_damage(world.disk, world.clock, world.entropy, options.journal)
+    }
+
+    /// What this engine is known by in the records of its runs.
+    pub fn recorder_id(&self) -> [u8; 16] {
+        self.recorder
+    }
+
+    /// The id of this boot of the machine.
+    pub fn boot_id(&self) -> [u8; 16] {
+        self.boot
+    }
+
+    /// The world it works in.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// A handle for reading the same journal.
+    pub fn log(&self) -> Result<Log> {
+        Log::open_in(&self.world)
+    }
+
+    /// Whether a write failed: nothing more is written through this engine; open anew.
+    pub fn is_poisoned(&self) -> bool {
+        self.journal.is_poisoned()
+    }
+
+    /// Opens the stream of a run with its first records, all or nothing. Durable on return.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] where a run of this name exists.
+    pub fn begin_run(
+        &self,
+        request: &RunPrepared,
+        created_at: Option<Time>,
+        term: Option<u64>,
+        then: Vec<NewRecord>,
+    ) -> Result<Receipt> {
+        let first = NewRecord { created_at, ..Body::Run(Box::new(request.clone())).into() };
+        let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), first)?];
+        drafts[0].term = term;
+        for record in then {
+            drafts.push(self.draft(Target::Opened, record)?);
+        }
+        let receipt = self.journal.append(Batch { drafts, expected: None })?;
+        if let Some(publisher) = &self.publisher {
+            publisher.add(receipt.stream, request.name.clone());
+            publisher.poke(receipt.last);
+        }
+        Ok(receipt)
+    }
+
+    /// Appends records to a stream, all or nothing. Durable on return.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] where the stream's next sequence is not `expected`: somebody else,
+    /// a recovery perhaps, has written to it.
+    pub fn append(&self, stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>) -> Result<Receipt> {
+        let drafts = records
+            .into_iter()
+            .map(|record| self.draft(Target::Stream(stream), record))
+            .collect::<Result<Vec<_>>>()?;
+        let receipt = self.journal.append(Batch { drafts, expected })?;
+        if let Some(publisher) = &self.publisher {
+            publisher.poke(receipt.last);
+        }
+        Ok(receipt)
+    }
+
+    /// Appends a record of the timed jobs. Durable on return.
+    pub fn append_tick(&self, tick: Tick, created_at: Option<Time>) -> Result<Receipt> {
+        let record = || NewRecord { created_at, ..Body::Tick(tick.clone()).into() };
+        loop {
+            if let Some(stream) = self.journal.find_name(TICKS_STREAM.as_bytes())? {
+                return self.append(stream, None, vec![record()]);
+            }
+            let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
+            match self.journal.append(Batch { drafts: vec![self.draft(target, record())?], expected: None }) {
+                // Another process was faster in opening it.
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Waits until the files of a run show everything up to `receipt`, and publishes it no longer.
+    pub fn finish_publishing(&self, receipt: &Receipt) -> Result<()> {
+        match &self.publisher {
+            Some(publisher) => publisher.finish(receipt.stream, receipt.last),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares the files of runs with their records, and with `write` makes them what they should
+    /// be. Runs that are being recorded are left to their recorders.
+    pub fn rebuild(&self, stream: StreamId, write: bool) -> Result<crate::projection::publish::Rebuilt> {
+        repair::rebuild_stream(&mut self.log()?, stream, write)
+    }
+
+    /// Ends in order: files are published, the recorder's lock is given up.
+    pub fn close(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.journal.flush();
+        let published = self.publisher.take().map_or(Ok(()), Publisher::stop);
+        let ended = match self.alive.take() {
+            // A poisoned handle writes nothing; its lock goes with it, and the next one recovers.
+            Some(_) if self.is_poisoned() => Ok(()),
+            Some(alive) => alive.end(),
+            None => Ok(()),
+        };
+        published.and(ended)
+    }
+
+    fn draft(&self, target: Target, record: NewRecord) -> Result<Draft> {
+        let kind = record.body.kind();
+        let (payload, version) = record.body.encode()?;
+        Ok(Draft {
+            target,
+            seq: Seq::ZERO,
+            kind,
+            version,
+            close: record.ends,
+            more: record.more,
+            time: self.world.clock.now(),
+            created: record.created_at,
+            key: None,
+            term: None,
+            payload,
+        })
+    }
+
+    fn journal(&self) -> &Journal {
+        &self.journal
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // Whoever wants to know how it ended calls `close`.
+        let _ = self.end();
+    }
+}

@@ -1,0 +1,176 @@
+//! The thread that brings the files of an engine's runs to the disk as their records become
+//! durable. It reads what is durable from the journal, so it holds up no append, and what it has
+//! not done when the process dies is repaired by the next one.
+
+use super::{Log, World};
+use crate::error::{Error, ErrorKind, Result};
+use crate::position::{Position, Seq, StreamId};
+use crate::projection::publish::LiveRun;
+use crate::record::RunName;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long changes are gathered before files are touched again.
+const GATHER: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Up to where records are durable that nobody has published.
+    wanted: Position,
+    /// Up to where they are published.
+    applied: Position,
+    /// Somebody waits for it: no gathering.
+    hurry: bool,
+    stop: bool,
+    names: Vec<(StreamId, RunName)>,
+    finished: Vec<StreamId>,
+    failed: Option<(ErrorKind, String)>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn hold(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Publisher {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Publisher {
+    pub(super) fn start(world: &World) -> Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (world, for_thread) = (world.clone(), Arc::clone(&shared));
+        let thread = std::thread::Builder::new()
+            .name("runwal-publish".to_owned())
+            .spawn(move || work(&world, &for_thread))
+            .map_err(|e| Error::io("starting the publishing thread", e))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// A run of this engine began.
+    pub(super) fn add(&self, stream: StreamId, name: RunName) {
+        self.shared.hold().names.push((stream, name));
+    }
+
+    /// Records up to `position` are durable.
+    pub(super) fn poke(&self, position: Position) {
+        let mut state = self.shared.hold();
+        state.wanted = state.wanted.max(position);
+        self.shared.changed.notify_all();
+    }
+
+    /// Waits until everything up to `position` is in the files, and forgets the run.
+    pub(super) fn finish(&self, stream: StreamId, position: Position) -> Result<()> {
+        let mut state = self.shared.hold();
+        state.wanted = state.wanted.max(position);
+        state.hurry = true;
+        self.shared.changed.notify_all();
+        while state.applied < position && state.failed.is_none() && !state.stop {
+            state = self.shared.wait(state);
+        }
+        state.finished.push(stream);
+        match &state.failed {
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())
+                .hint("The journal has every record; `runwal rebuild` brings the files to what it says.")),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn stop(mut self) -> Result<()> {
+        {
+            let mut state = self.shared.hold();
+            state.stop = true;
+            self.shared.changed.notify_all();
+        }
+        if let Some(thread) = self.thread.take() {
+            thread.join().map_err(|_| Error::new(ErrorKind::Io, "the publishing thread panicked"))?;
+        }
+        let state = self.shared.hold();
+        match &state.failed {
+            Some((kind, message)) => Err(Error::new(*kind, message.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+fn work(world: &World, shared: &Shared) {
+    let mut runs: BTreeMap<StreamId, LiveRun> = BTreeMap::new();
+    let mut log = None;
+    loop {
+        let mut state = shared.hold();
+        while state.wanted <= state.applied && !state.stop {
+            state = shared.wait(state);
+        }
+        if !state.hurry && !state.stop {
+            let gathered = shared.changed.wait_timeout_while(state, GATHER, |s| !s.hurry && !s.stop);
+            state = gathered.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let (stop, wanted) = (state.stop, state.wanted);
+        state.hurry = false;
+        let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
+        drop(state);
+        for stream in finished {
+            runs.remove(&stream);
+        }
+        let result = publish(world, &mut log, &mut runs, names);
+        let mut state = shared.hold();
+        state.applied = state.applied.max(wanted);
+        if let Err(error) = result {
+            state.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
+        }
+        shared.changed.notify_all();
+        if stop && state.wanted <= state.applied {
+            return;
+        }
+    }
+}
+
+fn publish(
+    world: &World,
+    log: &mut Option<Log>,
+    runs: &mut BTreeMap<StreamId, LiveRun>,
+    names: Vec<(StreamId, RunName)>,
+) -> Result<()> {
+    let log = match log {
+        Some(log) => log,
+        None => log.insert(Log::open_in(world)?),
+    };
+    log.refresh()?;
+    let mut first_error = None;
+    for (stream, name) in names {
+        match LiveRun::create(Arc::clone(&world.disk), &name) {
+            Ok(run) => drop(runs.insert(stream, run)),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    runs.retain(|stream, run| {
+        let from = Seq(run.fold().last_seq().0 + 1);
+        let result = log
+            .stream(*stream, from, &mut |record| run.apply(record).map(|()| true))
+            .and_then(|_| run.flush());
+        match result {
+            Ok(()) => true,
+            Err(error) => {
+                // Half-written files of this run are for the next repair; others go on.
+                first_error = first_error.take().or(Some(error));
+                false
+            }
+        }
+    });
+    first_error.map_or(Ok(()), Err)
+}

@@ -1,0 +1,269 @@
+//! What opening for writing does after a crash, beyond the journal itself: ends the runs of dead
+//! recorders, and brings files to what the journal says.
+
+use super::ending::{Ending, EndingData, ending_records};
+use super::{Engine, Log, NewRecord, Options};
+use crate::disk::{Disk, Open, read_whole};
+use crate::error::{ErrorKind, Result};
+use crate::journal::live::Dead;
+use crate::journal::{OpenReport, Verdict};
+use crate::position::{Position, Seq, StreamId};
+use crate::processes::{Identity, end_orphans};
+use crate::projection::publish::{
+    Rebuilt, TICKS_FOLDER, lock_folder, looks_right, rebuild_run, rebuild_ticks,
+};
+use crate::projection::RunFold;
+use crate::record::{Body, Level, Lifecycle, RunName, Status, TICKS_STREAM, event, terminal};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+const PROJECTED: &str = "cache/projected";
+
+/// A run that was found without an end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InterruptedRun {
+    /// Its name.
+    pub name: RunName,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Which attempt it was.
+    pub attempt: u32,
+    /// How many of its processes were still running, and were ended.
+    pub ended_processes: usize,
+}
+
+/// What opening found and did.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What the journal was when it was opened.
+    pub verdict: Verdict,
+    /// Bytes set aside because they were no whole batch.
+    pub quarantined_bytes: u64,
+    /// Whole records that nobody had been told were durable, and that now are.
+    pub kept_records: u64,
+    /// Runs that were found without an end, and now have one.
+    pub interrupted: Vec<InterruptedRun>,
+    /// Files written anew.
+    pub rewritten_files: u64,
+    /// Runs whose files were left alone because records of theirs are damaged.
+    pub damaged_runs: Vec<RunName>,
+    /// The last durable position.
+    pub position: Position,
+    /// What went wrong and stopped nothing.
+    pub problems: Vec<String>,
+}
+
+/// Everything that opening does, in order.
+pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenReport) -> Result<Report> {
+    let quarantined_bytes = opened.recovered.iter().map(|r| r.quarantined_bytes).sum();
+    let kept = opened.recovered.iter().map(|r| r.kept_records).sum::<u64>() + opened.settled_records;
+    let mut report = Report {
+        verdict: if opened.recovered.is_empty() { Verdict::Clean } else { Verdict::Torn },
+        quarantined_bytes,
+        kept_records: kept,
+        interrupted: Vec::new(),
+        rewritten_files: 0,
+        damaged_runs: Vec::new(),
+        position: engine.journal().durable(),
+        problems: Vec::new(),
+    };
+    end_dead_runs(engine, options, &mut report)?;
+    if options.publish {
+        repair_files(engine, &mut report)?;
+    }
+    report.position = engine.log()?.durable();
+    Ok(report)
+}
+
+/// What the recorder noted about its worker when it started it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StartedData {
+    pid: Option<u32>,
+    start_ticks: Option<u64>,
+}
+
+fn end_dead_runs(engine: &Engine, options: &Options, report: &mut Report) -> Result<()> {
+    let open = engine.journal().open_streams()?;
+    if open.is_empty() {
+        return Ok(());
+    }
+    let mut log = engine.log()?;
+    let mut dead: BTreeMap<[u8; 16], Option<Dead>> = BTreeMap::new();
+    for stream in open {
+        let Some(info) = log.run_of(stream)? else { continue };
+        let mut recorder = None;
+        log.stream(stream, Seq(1), &mut |record| {
+            if let Body::Run(run) = &record.body {
+                recorder = Some(run.recorder);
+            }
+            Ok(false)
+        })?;
+        // Without its first record nothing is known of its recorder; it is left as it is.
+        let Some(recorder) = recorder else {
+            report.problems.push(format!("run {}: its first record cannot be read", info.name));
+            continue;
+        };
+        if recorder == engine.recorder {
+            continue;
+        }
+        if let std::collections::btree_map::Entry::Vacant(entry) = dead.entry(recorder) {
+            entry.insert(Dead::certify(engine.journal(), &recorder)?);
+        }
+        if !matches!(dead.get(&recorder), Some(Some(_))) {
+            continue;
+        }
+        match end_run(engine, options, &mut log, stream, &info.name) {
+            Ok(Some(run)) => report.interrupted.push(run),
+            Ok(None) => {}
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) if error.kind() == ErrorKind::Retry => {
+                report.problems.push(error.to_string());
+                dead.insert(recorder, None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    for certified in dead.into_values().flatten() {
+        certified.bury(engine.journal())?;
+    }
+    Ok(())
+}
+
+fn end_run(
+    engine: &Engine,
+    options: &Options,
+    log: &mut Log,
+    stream: StreamId,
+    name: &RunName,
+) -> Result<Option<InterruptedRun>> {
+    let mut worker = None;
+    let mut fold = RunFold::new();
+    log.stream(stream, Seq(1), &mut |record| {
+        if let Body::Lifecycle(happened) = &record.body
+            && happened.event == event::WORKER_STARTED
+            && let Ok(data) = serde_json::from_str::<StartedData>(happened.data.as_str())
+            && let (Some(pid), Some(start_ticks)) = (data.pid, data.start_ticks)
+        {
+            worker = Some(Identity { pid, start_ticks });
+        }
+        fold.apply(record, &mut |_| {});
+        Ok(true)
+    })?;
+    let Some(request) = fold.request().filter(|_| !fold.ended()) else { return Ok(None) };
+    let (attempt, same_boot) = (request.attempt, request.boot == engine.boot);
+    let recorder = hex(&request.recorder);
+    let mut ended_processes = 0;
+    if options.end_orphans && same_boot {
+        let clock = &*engine.world.clock;
+        ended_processes = end_orphans(clock, &name.to_string(), &recorder, worker, options.orphan_grace)?;
+    }
+    let now = engine.world.clock.now();
+    let mut before = Vec::new();
+    if fold.worker_is_out() {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Data {
+            outcome: &'static str,
+            ended_processes: usize,
+        }
+        let message = "The recorder died before it saw the worker exit.";
+        let data = Data { outcome: "interrupted", ended_processes };
+        let exited = Lifecycle::new(event::WORKER_EXITED, Level::Error, message).with_data(&data)?;
+        before.push(NewRecord { created_at: Some(now), ..Body::Lifecycle(exited).into() });
+    }
+    let data = EndingData { ok: false, blocked: false, needs_human: false, exit_code: None, artifacts: &[] };
+    let ending = Ending {
+        event: terminal::INTERRUPTED,
+        level: Level::Error,
+        status: Status::Interrupted,
+        summary: "The recorder died before the run ended.".to_owned(),
+        exit_code: None,
+        data: data.to_json()?,
+    };
+    let records = ending_records(&fold, now, before, ending);
+    engine.append(stream, fold.last_seq().next(), records)?;
+    Ok(Some(InterruptedRun { name: name.clone(), stream, attempt, ended_processes }))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Checks the files of every run with records behind `cache/projected`, and repairs them.
+fn repair_files(engine: &Engine, report: &mut Report) -> Result<()> {
+    let mut log = engine.log()?;
+    let disk = std::sync::Arc::clone(&engine.world.disk);
+    let before = read_projected(&*disk, &log.journal_id()).min(log.durable());
+    let mut reached = log.reader.sealed_upto();
+    for (stream, last) in log.reader.streams_after(before)? {
+        let run = log.run_of(stream)?;
+        let folder = run.as_ref().map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
+        if run.is_none() && log.find(TICKS_STREAM)? != Some(stream) {
+            continue;
+        }
+        if looks_right(&*disk, &folder, last) {
+            continue;
+        }
+        let Some(_lock) = lock_folder(&*disk, &folder)? else {
+            // Its recorder is at work; what it has not published is not projected.
+            reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
+            continue;
+        };
+        let rebuilt = rebuild_stream(&mut log, stream, true)?;
+        report.rewritten_files += rebuilt.rewritten;
+        if rebuilt.damaged {
+            report.damaged_runs.extend(run.map(|run| run.name));
+        }
+    }
+    if reached > before {
+        disk.sync_all()?;
+        write_projected(&*disk, &log.journal_id(), reached)?;
+    }
+    Ok(())
+}
+
+/// Compares, and with `write` rewrites, the files that one stream feeds.
+pub(crate) fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Result<Rebuilt> {
+    let disk = std::sync::Arc::clone(log.reader.handle.disk());
+    let run = log.run_of(stream)?;
+    let last = log.end_of(stream)?.map_or(Position::ZERO, |(_, position)| position);
+    let mut source = |visit: &mut dyn FnMut(&crate::record::Record)| {
+        log.stream(stream, Seq(1), &mut |record| {
+            visit(record);
+            Ok(true)
+        })
+        .map(drop)
+    };
+    match run {
+        Some(run) => rebuild_run(&*disk, &run.name, last, &mut source, write),
+        None => rebuild_ticks(&*disk, last, &mut source, write),
+    }
+}
+
+/// The position up to which all files are known to be published and synced.
+fn read_projected(disk: &dyn Disk, journal: &[u8; 16]) -> Position {
+    let parse = || {
+        let bytes = read_whole(disk, PROJECTED, 256).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (id, position) = text.trim().split_once(' ')?;
+        (id == hex(journal)).then_some(Position(position.parse().ok()?))
+    };
+    parse().unwrap_or_default()
+}
+
+fn write_projected(disk: &dyn Disk, journal: &[u8; 16], position: Position) -> Result<()> {
+    disk.create_dir("cache")?;
+    let temporary = format!("{PROJECTED}.tmp");
+    if disk.stat(&temporary)?.is_some() {
+        disk.remove(&temporary)?;
+    }
+    let text = format!("{} {position}\n", hex(journal));
+    disk.open(&temporary, Open::CreateNew)?.write_at(text.as_bytes(), 0)?;
+    disk.rename(&temporary, PROJECTED, true)?;
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! Projections: every file under `runs/` and `timed-jobs/` as a function of the records.
+//!
+//! A fold is pure: it takes records in the order of their stream and says what changes in which
+//! file. It asks no clock and reads no file, so replaying any prefix anywhere gives the same bytes.
+//! [`publish`] is what brings the bytes to the disk, live or rebuilt.
+
+mod checkpoints;
+mod logs;
+pub mod publish;
+mod state;
+mod ticks;
+
+pub use logs::{LogTail, worker_line};
+pub use state::{RunState, meta_json, meta_value, summary_json};
+pub use ticks::{TickFold, tick_line};
+
+use crate::position::{Position, Seq};
+use crate::record::{Body, Channel, Record, RunPrepared, event};
+use checkpoints::Parts;
+
+/// The version of the rendering rules that new runs name. Older ones stay.
+pub const RENDERER: u16 = 1;
+
+/// The log files of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogFile {
+    /// One line per lifecycle event.
+    Worker,
+    /// What the worker wrote to stdout.
+    Stdout,
+    /// What the worker wrote to stderr.
+    Stderr,
+}
+
+impl LogFile {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Worker, Self::Stdout, Self::Stderr];
+
+    /// The file's name in the run's folder.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker.log",
+            Self::Stdout => "stdout.log",
+            Self::Stderr => "stderr.log",
+        }
+    }
+}
+
+/// What a record changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Bytes at the end of a log.
+    Append(LogFile, Vec<u8>),
+    /// A whole file, by its name in the run's folder.
+    Whole(String, Vec<u8>),
+}
+
+/// The fold over one run's records. `state.json` follows from it at any moment.
+#[derive(Debug, Clone)]
+pub struct RunFold {
+    request: Option<Box<RunPrepared>>,
+    term: Option<u64>,
+    state: RunState,
+    tail: LogTail,
+    parts: Parts,
+    last_seq: Seq,
+    last_position: Position,
+    gap: bool,
+    started: bool,
+    exited: bool,
+    ended: bool,
+    counts: Counts,
+}
+
+/// What a run's log consists of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Records of the run.
+    pub records: u64,
+    /// Bytes of their payloads in the journal.
+    pub bytes: u64,
+    /// Bytes on stdout and on stderr.
+    pub channel_bytes: [u64; 2],
+    /// Lines ended on stdout and on stderr.
+    pub channel_lines: [u64; 2],
+    /// Lifecycle events by level: debug, info, warn, error.
+    pub events: [u64; 4],
+}
+
+impl Default for RunFold {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RunFold {
+    /// Before the first record.
+    pub fn new() -> Self {
+        Self {
+            request: None,
+            term: None,
+            state: RunState::default(),
+            tail: LogTail::new(LogTail::LINES, LogTail::BYTES),
+            parts: Parts::default(),
+            last_seq: Seq::ZERO,
+            last_position: Position::ZERO,
+            gap: false,
+            started: false,
+            exited: false,
+            ended: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Takes the next record of the run in, and hands what it changes to `changed`.
+    pub fn apply(&mut self, record: &Record, changed: &mut dyn FnMut(Change)) {
+        self.gap |= self.last_seq.next() != Some(record.seq);
+        (self.last_seq, self.last_position) = (record.seq, record.position);
+        self.counts.records += 1;
+        self.counts.bytes += record.len;
+        match &record.body {
+            Body::Run(run) => {
+                self.state = RunState::prepared(run, record.created_at);
+                changed(Change::Whole("meta.json".to_owned(), meta_json(run, record.term, record.created_at)));
+                self.request = Some(run.clone());
+                self.term = record.term;
+            }
+            Body::Lifecycle(event) => {
+                let line = worker_line(record.created_at, event);
+                self.tail.push(LogFile::Worker, &line);
+                self.state.last_event_seq = Some(record.seq.0);
+                self.started |= event.event == event::WORKER_STARTED;
+                self.exited |= event.event == event::WORKER_EXITED;
+                self.counts.events[event.level as usize] += 1;
+                changed(Change::Append(LogFile::Worker, line));
+            }
+            Body::Chunk(channel, bytes) => {
+                let (i, log) = match channel {
+                    Channel::Stdout => (0, LogFile::Stdout),
+                    Channel::Stderr => (1, LogFile::Stderr),
+                };
+                self.tail.push(log, bytes);
+                self.counts.channel_bytes[i] += bytes.len() as u64;
+                self.counts.channel_lines[i] += bytes.iter().filter(|b| **b == b'\n').count() as u64;
+                changed(Change::Append(log, bytes.clone()));
+            }
+            Body::StatePatch(patch) => self.state.patch(patch),
+            Body::Checkpoint(part) => {
+                if let Some(whole) = self.parts.add(part, record.more) {
+                    self.state.last_checkpoint_seq = Some(whole.number);
+                    let name = format!("checkpoints/{}", whole.file_name());
+                    changed(Change::Whole(name, whole.content));
+                }
+            }
+            Body::Tick(_) | Body::Unknown { .. } => {}
+        }
+        if !record.more {
+            let own = match &record.body {
+                Body::StatePatch(patch) => patch.updated_at,
+                _ => None,
+            };
+            self.state.updated_at = Some(own.unwrap_or(record.created_at));
+        }
+        self.ended |= record.ends;
+    }
+
+    /// What was asked for; `None` before the first record.
+    pub fn request(&self) -> Option<&RunPrepared> {
+        self.request.as_deref()
+    }
+
+    /// The conductor's term in the request.
+    pub fn term(&self) -> Option<u64> {
+        self.term
+    }
+
+    /// Where the run stands.
+    pub fn state(&self) -> &RunState {
+        &self.state
+    }
+
+    /// `state.json` as it is after the last record.
+    pub fn state_json(&self) -> Vec<u8> {
+        self.state.to_json(self.request())
+    }
+
+    /// The last lines of all logs together.
+    pub fn tail(&self) -> &LogTail {
+        &self.tail
+    }
+
+    /// The last sequence taken in.
+    pub fn last_seq(&self) -> Seq {
+        self.last_seq
+    }
+
+    /// The position of the last record taken in.
+    pub fn last_position(&self) -> Position {
+        self.last_position
+    }
+
+    /// Whether records were missing between those taken in.
+    pub fn has_gap(&self) -> bool {
+        self.gap
+    }
+
+    /// Whether a worker was started, and not seen to exit.
+    pub fn worker_is_out(&self) -> bool {
+        self.started && !self.exited
+    }
+
+    /// Whether the terminal event was taken in.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// What the log consists of.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}

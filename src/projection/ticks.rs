@@ -1,0 +1,89 @@
+//! The daily files of the timed jobs.
+
+use crate::position::{Position, Time};
+use crate::record::{Body, Record, Tick};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+/// The keys that every line has, in their order.
+const KEYS: [&str; 7] = ["batch_id", "duration_ms", "error", "result", "runner", "stage", "ts"];
+
+/// What a detail's key gets in front of it where it would hide one of [`KEYS`] or another detail.
+const PREFIX: &str = "detail_";
+
+struct Line<'a>(&'a Tick, Time);
+
+impl Serialize for Line<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(tick, time) = self;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("batch_id", &tick.batch_id)?;
+        map.serialize_entry("duration_ms", &tick.duration_ms)?;
+        map.serialize_entry("error", &tick.error)?;
+        map.serialize_entry("result", &tick.result)?;
+        map.serialize_entry("runner", &tick.runner)?;
+        map.serialize_entry("stage", &tick.stage)?;
+        map.serialize_entry("ts", &time.to_millis_string())?;
+        let mut taken: Vec<String> = KEYS.iter().map(|k| (*k).to_owned()).collect();
+        for (mut key, value) in tick.details.members().unwrap_or_default() {
+            while taken.contains(&key) {
+                key.insert_str(0, PREFIX);
+            }
+            map.serialize_entry(&key, &value)?;
+            taken.push(key);
+        }
+        map.end()
+    }
+}
+
+/// A tick record as a JSON object on one line, without its newline. A detail whose key is taken
+/// gets `detail_` in front of it, as often as it needs: nothing is replaced, nothing is lost.
+pub fn tick_line(tick: &Tick, time: Time) -> String {
+    crate::record::escape_json(&serde_json::to_string(&Line(tick, time)).unwrap_or_default())
+}
+
+/// The fold over the records of the timed jobs.
+#[derive(Debug, Clone, Default)]
+pub struct TickFold {
+    last_position: Position,
+}
+
+impl TickFold {
+    /// Takes the next record in; answers with the day's file name and the line, newline included.
+    pub fn apply(&mut self, record: &Record) -> Option<(String, Vec<u8>)> {
+        self.last_position = record.position;
+        let Body::Tick(tick) = &record.body else { return None };
+        let mut line = tick_line(tick, record.created_at).into_bytes();
+        line.push(b'\n');
+        Some((format!("{}.jsonl", record.created_at.day()), line))
+    }
+
+    /// The position of the last record taken in.
+    pub fn last_position(&self) -> Position {
+        self.last_position
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::JsonText;
+
+    #[test]
+    fn a_detail_replaces_nothing_and_is_not_lost() {
+        let tick = Tick {
+            batch_id: "b".to_owned(),
+            runner: "r".to_owned(),
+            stage: "s".to_owned(),
+            result: None,
+            error: None,
+            duration_ms: Some(3),
+            details: JsonText::parse(r#"{"z":1,"ts":"x","detail_ts":"y","a":2,"a":3}"#).unwrap(),
+        };
+        let line = tick_line(&tick, Time(0));
+        assert_eq!(
+            line,
+            r#"{"batch_id":"b","duration_ms":3,"error":null,"result":null,"runner":"r","stage":"s","ts":"1970-01-01T00:00:00.000Z","z":1,"detail_ts":"x","detail_detail_ts":"y","a":2,"detail_a":3}"#
+        );
+    }
+}

@@ -1,0 +1,201 @@
+//! Reading: from a position to the durable one and on, a stream by its index, and the time range.
+//!
+//! A reader sees what is durable and nothing else, in any process, without waiting for the lock.
+//! Damage does not end it: it is handed out as an item of its own, and what stands behind it is
+//! read.
+
+use crate::clock::Clock;
+use crate::disk::Disk;
+use crate::error::Result;
+pub(crate) use crate::journal::read::RawRecord;
+use crate::journal::read::{ReadHandle, Walked, Walker, owned_records};
+use crate::journal::segment::Damage;
+use crate::journal::verify::{Verification, verify};
+use crate::position::{Position, Seq, StreamId, Time};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The shortest and longest pause between two looks at the mark.
+const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// What reading gives.
+#[derive(Debug)]
+pub(crate) enum Item {
+    Record(RawRecord),
+    Damage(Damage),
+}
+
+/// A handle on a journal for reading.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    pub(crate) handle: ReadHandle,
+    clock: Arc<dyn Clock>,
+}
+
+/// Where a sequential read is.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    walker: Walker,
+    from: Position,
+    ready: VecDeque<Item>,
+    told_end: bool,
+}
+
+impl Reader {
+    pub(crate) fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self> {
+        Ok(Self { handle: ReadHandle::open(disk)?, clock })
+    }
+
+    /// Begins to read in order, with the record at `from`.
+    pub(crate) fn sequence(&mut self, from: Position) -> Result<Sequence> {
+        let walker = Walker::from(&mut self.handle, from)?;
+        Ok(Sequence { walker, from, ready: VecDeque::new(), told_end: false })
+    }
+
+    /// Begins in the first segment that has records of `time` or later.
+    pub(crate) fn sequence_since(&mut self, time: Time) -> Result<Sequence> {
+        let mut number = 1;
+        let active = self.handle.active();
+        if let Some(view) = self.handle.view() {
+            while number < active {
+                let index = view.sealed(number)?;
+                if index.records > 0 && index.max_time >= time {
+                    break;
+                }
+                number += 1;
+            }
+        }
+        let walker = Walker::from_segment(number);
+        Ok(Sequence { walker, from: Position::ZERO, ready: VecDeque::new(), told_end: false })
+    }
+
+    /// The next item; `None` at the durable end, as it was at the last [`refresh`](Self::refresh).
+    pub(crate) fn next(&mut self, sequence: &mut Sequence) -> Result<Option<Item>> {
+        loop {
+            if let Some(item) = sequence.ready.pop_front() {
+                return Ok(Some(item));
+            }
+            match sequence.walker.step(&mut self.handle)? {
+                Some(Walked::Batch { place, header, body }) => {
+                    if header.last_position() < sequence.from {
+                        continue;
+                    }
+                    match owned_records(place, &header, body)? {
+                        Ok(records) => sequence.ready.extend(
+                            records.into_iter().filter(|r| r.position >= sequence.from).map(Item::Record),
+                        ),
+                        Err(damage) => sequence.ready.push_back(Item::Damage(damage)),
+                    }
+                }
+                Some(Walked::Damage(damage)) => return Ok(Some(Item::Damage(damage))),
+                None if !sequence.told_end => {
+                    sequence.told_end = true;
+                    sequence.ready.extend(self.handle.end_damage.iter().cloned().map(Item::Damage));
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Moves on to what is durable now.
+    pub(crate) fn refresh(&mut self) -> Result<bool> {
+        self.handle.refresh()
+    }
+
+    /// Waits until more is durable, at most `patience`; answers whether it is.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Result<bool> {
+        let start = self.clock.monotonic_ns();
+        let mut pause = LOOK.0;
+        loop {
+            if self.refresh()? {
+                return Ok(true);
+            }
+            if u128::from(self.clock.monotonic_ns().saturating_sub(start)) >= patience.as_nanos() {
+                return Ok(false);
+            }
+            self.clock.pause(pause);
+            pause = (pause * 2).min(LOOK.1);
+        }
+    }
+
+    /// Hands the records of a stream from `from` on to `visit`, in order, by the index. Answers
+    /// with the damage met.
+    pub(crate) fn stream(
+        &mut self,
+        id: StreamId,
+        from: Seq,
+        visit: &mut dyn FnMut(RawRecord) -> Result<bool>,
+    ) -> Result<Vec<Damage>> {
+        let mut damage = Vec::new();
+        let places = match self.handle.view() {
+            Some(view) => view.stream_batches(id, from)?,
+            None => Vec::new(),
+        };
+        for place in places {
+            let records = match self.handle.batch(place)? {
+                Ok((header, body)) => owned_records(place, &header, &body)?,
+                Err(found) => Err(found),
+            };
+            match records {
+                Ok(records) => {
+                    for record in records.into_iter().filter(|r| r.stream == id && r.seq >= from) {
+                        if !visit(record)? {
+                            return Ok(damage);
+                        }
+                    }
+                }
+                Err(found) => damage.push(found),
+            }
+        }
+        Ok(damage)
+    }
+
+    /// The stream of this name.
+    pub(crate) fn find(&mut self, name: &[u8]) -> Result<Option<StreamId>> {
+        self.handle.view().map_or(Ok(None), |view| view.find_name(name))
+    }
+
+    /// The name of a stream.
+    pub(crate) fn name(&mut self, id: StreamId) -> Result<Option<Vec<u8>>> {
+        self.handle.view().map_or(Ok(None), |view| view.name_of(id))
+    }
+
+    /// All streams in the order of their opening.
+    pub(crate) fn streams(&mut self) -> Result<Vec<StreamId>> {
+        self.handle.view().map_or(Ok(Vec::new()), crate::journal::read::all_streams)
+    }
+
+    /// The streams with records behind `position`, each with the position of its last record.
+    pub(crate) fn streams_after(&mut self, position: Position) -> Result<Vec<(StreamId, Position)>> {
+        let active = self.handle.active();
+        let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
+        let mut last = std::collections::BTreeMap::new();
+        let first = if position == Position::ZERO { 1 } else { view.segment_with(position)? };
+        for number in first..active {
+            for (id, entry) in &view.sealed(number)?.streams {
+                last.insert(*id, entry.last_position);
+            }
+        }
+        for (id, entry) in &view.index.streams {
+            last.insert(*id, entry.last_position);
+        }
+        Ok(last.into_iter().filter(|(_, at)| *at > position).collect())
+    }
+
+    /// The position before the active segment: everything up to it is sealed.
+    pub(crate) fn sealed_upto(&mut self) -> Position {
+        self.handle.view().map_or(Position::ZERO, |v| Position(v.segment.header.first_position.0 - 1))
+    }
+
+    /// The last sequence and position of a stream.
+    pub(crate) fn stream_end(&mut self, id: StreamId) -> Result<Option<(Seq, Position)>> {
+        let Some(view) = self.handle.view() else { return Ok(None) };
+        Ok(view.stream(id)?.map(|state| (state.last_seq, state.last_position)))
+    }
+
+    /// Checks everything.
+    pub(crate) fn verify(&mut self, progress: &mut dyn FnMut(u64)) -> Result<Verification> {
+        verify(&mut self.handle, progress)
+    }
+}
