@@ -119,6 +119,16 @@ impl Error {
         self
     }
 
+    /// An error of one's own, that a named thing does not exist, with advice.
+    pub fn not_found(message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(ErrorKind::NotFound, message).hint(advice)
+    }
+
+    /// An error of one's own, that data is damaged, with advice.
+    pub fn corrupt_data(message: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, message).hint(advice)
+    }
+
     /// What the caller can do.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

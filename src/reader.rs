@@ -183,6 +183,25 @@ impl Reader {
         Ok(last.into_iter().filter(|(_, at)| *at > position).collect())
     }
 
+    /// The streams that have not ended.
+    pub(crate) fn open_streams(&mut self) -> Vec<StreamId> {
+        self.handle.view().map_or_else(Vec::new, |view| view.open_streams().keys().copied().collect())
+    }
+
+    /// Records, batches and streams.
+    pub(crate) fn counts(&mut self) -> Result<(u64, u64, u64)> {
+        let active = self.handle.active();
+        let Some(view) = self.handle.view() else { return Ok((0, 0, 0)) };
+        let mut counts = (view.index.records, view.index.batches, view.index.names.len() as u64);
+        for number in 1..active {
+            let index = view.sealed(number)?;
+            counts.0 += index.records;
+            counts.1 += index.batches;
+            counts.2 += index.names.len() as u64;
+        }
+        Ok(counts)
+    }
+
     /// The position before the active segment: everything up to it is sealed.
     pub(crate) fn sealed_upto(&mut self) -> Position {
         self.handle.view().map_or(Position::ZERO, |v| Position(v.segment.header.first_position.0 - 1))

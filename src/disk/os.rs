@@ -217,7 +217,10 @@ impl Disk for OsDisk {
 
     fn session(&self) -> Result<Session> {
         let error = |e| self.error("asking for the mount of", "", e);
-        let wanted = fs::StatxFlags::BASIC_STATS | fs::StatxFlags::MNT_ID;
+        // Ordinary mount ids are given away again after an unmount; Linux 6.8 has lasting ones
+        // (STATX_MNT_ID_UNIQUE), which older kernels ignore the wish for.
+        let lasting = fs::StatxFlags::from_bits_retain(0x4000);
+        let wanted = fs::StatxFlags::BASIC_STATS | fs::StatxFlags::MNT_ID | lasting;
         let x = fs::statx(&self.root, "", AtFlags::EMPTY_PATH, wanted).map_err(error)?;
         let device = (u64::from(x.stx_dev_major) << 32) | u64::from(x.stx_dev_minor);
         Ok(Session { boot: boot_id()?, device, mount: x.stx_mnt_id })

@@ -39,7 +39,7 @@ pub fn ending_records(fold: &RunFold, now: Time, before: Vec<NewRecord>, ending:
         message: ending.summary.clone(),
         data: ending.data,
     };
-    let stamped = |body: Body, ends: bool| NewRecord { body, created_at: Some(now), ends, more: false };
+    let stamped = |body: Body, ends: bool| NewRecord { ends, created_at: Some(now), ..body.into() };
     records.push(stamped(Body::Lifecycle(event), true));
     records.push(stamped(
         Body::StatePatch(StatePatch {
@@ -95,27 +95,20 @@ pub(crate) fn preview(fold: &mut RunFold, record: &NewRecord, now: Time) {
 /// The data of a terminal event.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct EndingData<'a> {
-    pub(crate) ok: bool,
-    pub(crate) blocked: bool,
-    pub(crate) needs_human: bool,
-    pub(crate) exit_code: Option<i32>,
-    pub(crate) artifacts: &'a [ArtifactData],
+struct EndingData {
+    ok: bool,
+    blocked: bool,
+    needs_human: bool,
+    exit_code: Option<i32>,
+    artifacts: [(); 0],
 }
 
-/// An artifact as the terminal event lists it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ArtifactData {
-    /// Its path in the run's `artifacts/` folder.
-    pub path: String,
-    /// Bytes.
-    pub size: u64,
-    /// BLAKE3, in hex.
-    pub digest: String,
-}
-
-impl EndingData<'_> {
-    pub(crate) fn to_json(&self) -> Result<JsonText> {
-        JsonText::of(self)
-    }
+/// The data of a terminal event, without artifacts.
+pub(crate) fn ending_data(
+    ok: bool,
+    blocked: bool,
+    needs_human: bool,
+    exit_code: Option<i32>,
+) -> Result<JsonText> {
+    JsonText::of(&EndingData { ok, blocked, needs_human, exit_code, artifacts: [] })
 }

@@ -25,6 +25,29 @@ pub enum Entry {
     Damage(Damage),
 }
 
+/// Sizes and counts of a journal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Info {
+    /// Its random id, in hex.
+    pub journal: String,
+    /// The last durable position.
+    pub durable: Position,
+    /// Records that can be read.
+    pub records: u64,
+    /// Batches they stand in.
+    pub batches: u64,
+    /// Runs.
+    pub runs: u64,
+    /// Runs without an end.
+    pub open_runs: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Bytes of the segments' files.
+    pub bytes: u64,
+    /// Bytes they take on the disk.
+    pub allocated_bytes: u64,
+}
+
 /// A run that is in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunInfo {
@@ -110,6 +133,51 @@ impl Log {
         self.reader.find(name.as_bytes())
     }
 
+    /// The run that a person means: `@last`, `task/run`, a run id, or an unambiguous beginning of
+    /// a run id (an exact id wins).
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where there is none; [`ErrorKind::Misuse`] where there are several.
+    pub fn resolve(&mut self, spec: &str) -> Result<RunInfo> {
+        let missing = || {
+            Error::new(ErrorKind::NotFound, format!("there is no run \"{}\"", spec.escape_debug()))
+                .hint("`runwal runs` lists the runs.")
+        };
+        if spec.contains('/') {
+            let name = RunName::parse(spec.as_bytes()).ok_or_else(missing)?;
+            let stream = self.find(spec)?.ok_or_else(missing)?;
+            return Ok(RunInfo { name, stream });
+        }
+        let mut runs = self.runs()?;
+        if spec == "@last" {
+            return runs.pop().ok_or_else(missing);
+        }
+        let exact: Vec<_> = runs.iter().filter(|run| run.name.run.as_str() == spec).cloned().collect();
+        let mut found = exact;
+        if found.is_empty() {
+            found = runs.into_iter().filter(|run| run.name.run.as_str().starts_with(spec)).collect();
+        }
+        match (found.pop(), found.len()) {
+            (None, _) => Err(missing()),
+            (Some(run), 0) => Ok(run),
+            (Some(run), more) => {
+                let message = format!("\"{spec}\" could be {} runs, {} among them", more + 1, run.name);
+                Err(Error::misuse(message).hint("Give more of the id, or task/run."))
+            }
+        }
+    }
+
+    /// Compares the files that a stream feeds with its records; with `write` makes them what they
+    /// should be. `None` where they are being published by the run's recorder.
+    pub fn rebuild(&mut self, stream: StreamId, write: bool) -> Result<Option<crate::projection::publish::Rebuilt>> {
+        super::repair::rebuild_unless_live(self, stream, write)
+    }
+
+    /// The stream of the timed jobs, if there is one.
+    pub fn ticks(&mut self) -> Result<Option<StreamId>> {
+        self.find(crate::record::TICKS_STREAM)
+    }
+
     /// The last sequence and position of a stream.
     pub fn end_of(&mut self, stream: StreamId) -> Result<Option<(Seq, Position)>> {
         self.reader.stream_end(stream)
@@ -136,6 +204,53 @@ impl Log {
         let incomplete = self.reader.handle.incomplete.is_some();
         let tail = self.reader.handle.judge_tail()?;
         Ok(tail.map(|tail| tail.torn.is_some() || tail.in_doubt > 0 || incomplete))
+    }
+
+    /// Waits until more is durable, at most `patience`; answers whether it is.
+    pub fn wait(&mut self, patience: Duration) -> Result<bool> {
+        self.reader.wait(patience)
+    }
+
+    /// The runs without an end whose recorder is not alive: what opening for writing would end.
+    pub fn unfinished(&mut self) -> Result<Vec<RunInfo>> {
+        let mut found = Vec::new();
+        for stream in self.reader.open_streams() {
+            let Some(info) = self.run_of(stream)? else { continue };
+            let mut recorder = None;
+            self.stream(stream, Seq(1), &mut |record| {
+                if let Body::Run(run) = &record.body {
+                    recorder = Some(run.recorder);
+                }
+                Ok(false)
+            })?;
+            let disk = &**self.reader.handle.disk();
+            if recorder.is_some_and(|id| !crate::journal::live::seems_alive(disk, &id)) {
+                found.push(info);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sizes and counts, from the indexes.
+    pub fn info(&mut self) -> Result<Info> {
+        let mut info = Info {
+            journal: super::hex(&self.journal_id()),
+            durable: self.durable(),
+            open_runs: self.reader.open_streams().len() as u64,
+            ..Info::default()
+        };
+        (info.records, info.batches, info.runs) = self.reader.counts()?;
+        info.runs -= u64::from(self.ticks()?.is_some());
+        info.open_runs -= u64::from(self.ticks()?.is_some());
+        let disk = std::sync::Arc::clone(self.reader.handle.disk());
+        for number in self.segments()? {
+            if let Some(stat) = disk.stat(&crate::journal::segment::file_name(number))? {
+                info.segments += 1;
+                info.bytes += stat.len;
+                info.allocated_bytes += stat.allocated;
+            }
+        }
+        Ok(info)
     }
 
     /// The numbers of the segments, for those who count bytes.

@@ -8,8 +8,10 @@ mod log;
 mod publisher;
 mod repair;
 
+pub(crate) use ending::{ending_data, preview};
 pub use ending::{Ending, ending_records};
-pub use log::{Entry, Log, Records, RunInfo};
+pub use log::{Entry, Info, Log, Records, RunInfo};
+pub(crate) use repair::hex;
 pub use repair::{InterruptedRun, Report};
 
 use crate::clock::{Clock, Entropy, System};
@@ -86,7 +88,9 @@ impl World {
 pub struct NewRecord {
     /// What it says.
     pub body: Body,
-    /// When it came to be, if that is not now.
+    /// When it was handed in, if that is not now.
+    pub time: Option<Time>,
+    /// When it came to be, if that is another time.
     pub created_at: Option<Time>,
     /// Whether it ends the run.
     pub ends: bool,
@@ -96,7 +100,7 @@ pub struct NewRecord {
 
 impl From<Body> for NewRecord {
     fn from(body: Body) -> Self {
-        Self { body, created_at: None, ends: false, more: false }
+        Self { body, time: None, created_at: None, ends: false, more: false }
     }
 }
 
@@ -232,18 +236,17 @@ impl Engine {
         }
     }
 
-    /// Waits until the files of a run show everything up to `receipt`, and publishes it no longer.
+    /// Waits until the files of a run show everything up to `receipt`.
+    pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
+        self.publisher.as_ref().map_or(Ok(()), |publisher| publisher.wait(receipt.last))
+    }
+
+    /// The same, and publishes the run no longer.
     pub fn finish_publishing(&self, receipt: &Receipt) -> Result<()> {
         match &self.publisher {
             Some(publisher) => publisher.finish(receipt.stream, receipt.last),
             None => Ok(()),
         }
-    }
-
-    /// Compares the files of runs with their records, and with `write` makes them what they should
-    /// be. Runs that are being recorded are left to their recorders.
-    pub fn rebuild(&self, stream: StreamId, write: bool) -> Result<crate::projection::publish::Rebuilt> {
-        repair::rebuild_stream(&mut self.log()?, stream, write)
     }
 
     /// Ends in order: files are published, the recorder's lock is given up.
@@ -273,7 +276,7 @@ impl Engine {
             version,
             close: record.ends,
             more: record.more,
-            time: self.world.clock.now(),
+            time: record.time.unwrap_or_else(|| self.world.clock.now()),
             created: record.created_at,
             key: None,
             term: None,

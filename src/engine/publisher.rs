@@ -74,8 +74,15 @@ impl Publisher {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until everything up to `position` is in the files, and forgets the run.
+    /// The same as [`wait`](Self::wait), and forgets the run.
     pub(super) fn finish(&self, stream: StreamId, position: Position) -> Result<()> {
+        let result = self.wait(position);
+        self.shared.hold().finished.push(stream);
+        result
+    }
+
+    /// Waits until everything up to `position` is in the files.
+    pub(super) fn wait(&self, position: Position) -> Result<()> {
         let mut state = self.shared.hold();
         state.wanted = state.wanted.max(position);
         state.hurry = true;
@@ -83,7 +90,6 @@ impl Publisher {
         while state.applied < position && state.failed.is_none() && !state.stop {
             state = self.shared.wait(state);
         }
-        state.finished.push(stream);
         match &state.failed {
             Some((kind, message)) => Err(Error::new(*kind, message.clone())
                 .hint("The journal has every record; `runwal rebuild` brings the files to what it says.")),

@@ -1,7 +1,7 @@
 //! What opening for writing does after a crash, beyond the journal itself: ends the runs of dead
 //! recorders, and brings files to what the journal says.
 
-use super::ending::{Ending, EndingData, ending_records};
+use super::ending::{Ending, ending_data, ending_records};
 use super::{Engine, Log, NewRecord, Options};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
@@ -172,14 +172,13 @@ fn end_run(
         let exited = Lifecycle::new(event::WORKER_EXITED, Level::Error, message).with_data(&data)?;
         before.push(NewRecord { created_at: Some(now), ..Body::Lifecycle(exited).into() });
     }
-    let data = EndingData { ok: false, blocked: false, needs_human: false, exit_code: None, artifacts: &[] };
     let ending = Ending {
         event: terminal::INTERRUPTED,
         level: Level::Error,
         status: Status::Interrupted,
         summary: "The recorder died before the run ended.".to_owned(),
         exit_code: None,
-        data: data.to_json()?,
+        data: ending_data(false, false, false, None)?,
     };
     let records = ending_records(&fold, now, before, ending);
     engine.append(stream, fold.last_seq().next(), records)?;
@@ -243,6 +242,18 @@ pub(crate) fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Re
         Some(run) => rebuild_run(&*disk, &run.name, last, &mut source, write),
         None => rebuild_ticks(&*disk, last, &mut source, write),
     }
+}
+
+/// The same for anybody, beside live recorders, whose folders are left to them.
+pub(super) fn rebuild_unless_live(log: &mut Log, stream: StreamId, write: bool) -> Result<Option<Rebuilt>> {
+    let disk = std::sync::Arc::clone(log.reader.handle.disk());
+    let folder = log.run_of(stream)?.map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
+    let there = matches!(disk.stat(&folder), Ok(Some(stat)) if stat.kind == crate::disk::Kind::Directory);
+    let lock = if write || there { lock_folder(&*disk, &folder)? } else { None };
+    if lock.is_none() && (write || there) {
+        return Ok(None);
+    }
+    rebuild_stream(log, stream, write).map(Some)
 }
 
 /// The position up to which all files are known to be published and synced.

@@ -98,6 +98,8 @@ pub enum Phase {
 /// The busy word: set under the lock before the first write, cleared by publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busy {
+    /// The boot the holder runs in.
+    pub boot: [u8; 16],
     /// The holder's process id.
     pub pid: u32,
     /// Since when.
@@ -108,7 +110,7 @@ pub struct Busy {
 
 impl Busy {
     /// Bytes of the busy word.
-    pub const LEN: usize = 24;
+    pub const LEN: usize = 40;
 
     /// As it stands in the file.
     pub fn encode(&self) -> [u8; Self::LEN] {
@@ -122,8 +124,9 @@ impl Busy {
             Phase::Recovering => 3,
         };
         out[16..20].copy_from_slice(&phase.to_le_bytes());
-        let crc = crc32fast::hash(&out[..20]);
-        out[20..].copy_from_slice(&crc.to_le_bytes());
+        out[20..36].copy_from_slice(&self.boot);
+        let crc = crc32fast::hash(&out[..36]);
+        out[36..].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
@@ -144,7 +147,7 @@ impl Busy {
                 3 => Phase::Recovering,
                 _ => return None,
             };
-            Some(Self { pid, since, phase })
+            Some(Self { boot: take.array()?, pid, since, phase })
         };
         (set, whole())
     }

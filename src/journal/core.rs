@@ -108,11 +108,11 @@ impl Core {
         let mut report = OpenReport::default();
         for _ in 0..MAX_ROUNDS {
             let mark = self.mark.read()?;
-            let settled = mark.is_current() && !mark.busy && mark.same(&self.mark_view);
+            let settled = mark.is_current() && mark.same(&self.mark_view);
             if settled && self.view.is_some() {
                 return Ok(report);
             }
-            if let Some(best) = mark.best.filter(|_| mark.is_current() && !mark.busy)
+            if let Some(best) = mark.best.filter(|_| mark.is_current())
                 && self.disk.stat(&file_name(best.segment + 1))?.is_none()
                 && self.follow(&best)?
             {
@@ -191,7 +191,7 @@ impl Core {
     }
 
     fn publish_found(&mut self, mark: &MarkView, found: &Inspection) -> Result<()> {
-        self.mark.publish(mark, mark_at(&found.segment.header, &found.good))?;
+        self.mark.publish(mark, mark_at(&found.segment.header, &found.good), &*self.entropy)?;
         Ok(())
     }
 
@@ -201,7 +201,7 @@ impl Core {
             let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
             header.capacity = core.options.first_capacity;
             let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
-            core.mark.publish(mark, mark_at(&segment.header, &spot))?;
+            core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             Ok(())
         })
     }
@@ -222,7 +222,7 @@ impl Core {
             header.born_upto = found.good.position;
             let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &copies)?;
             let mark = core.mark.read()?;
-            core.mark.publish(&mark, mark_at(&segment.header, &spot))?;
+            core.mark.publish(&mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             report.recovered.push(Recovered {
                 segment: old.segment,
                 quarantined_bytes: found.garbage_len(),
@@ -329,7 +329,7 @@ impl Core {
         self.guard(|core| {
             core.mark.set_busy(Phase::Recovering, core.clock.now())?;
             let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
-            core.mark.publish(mark, mark_at(&segment.header, &spot))?;
+            core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             Ok(())
         })?;
         self.view = None;
@@ -476,7 +476,7 @@ impl Core {
             let offset = start + bytes.len() as u64;
             let end = Spot { offset, position, chain: Some(chain) };
             let mark = mark_at(&core.view()?.segment.header, &end);
-            core.mark_view = core.mark.publish(&mark_view, mark)?;
+            core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
             Ok(())
         })?;
         for (i, offset, header, body, receipt) in batches {
@@ -504,7 +504,7 @@ impl Core {
             header.capacity = old.capacity.saturating_mul(4).min(max).max(old.capacity);
             let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
             let mark = mark_at(&segment.header, &spot);
-            core.mark_view = core.mark.publish(&core.mark_view, mark)?;
+            core.mark_view = core.mark.publish(&core.mark_view, mark, &*core.entropy)?;
             core.view()?.enter(segment);
             Ok(())
         })

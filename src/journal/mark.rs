@@ -5,7 +5,7 @@
 //! commit rate.
 
 use super::segment::FOLDER;
-use crate::clock::Clock;
+use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, File, Open, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BUSY_OFFSET, Busy, MARK_LEN, MARK_SLOT_OFFSETS, Mark, Phase};
@@ -43,23 +43,43 @@ pub(crate) enum Standing {
     Current,
 }
 
+/// What the busy word says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// Nobody had begun to write.
+    None,
+    /// Somebody had, before the machine was started anew.
+    OtherBoot,
+    /// Somebody is writing, or died while writing; or the word is damaged.
+    Now,
+}
+
+/// The bytes of the mark that mean something: both slots and the busy word.
+type Raw = [u8; 2 * Mark::LEN + Busy::LEN];
+
 /// The mark as it was read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MarkView {
     pub(crate) standing: Standing,
     /// The valid slot with the highest counter.
     pub(crate) best: Option<Mark>,
-    /// Whether the busy word is set.
-    pub(crate) busy: bool,
-    /// Which slot the next publication overwrites.
-    next_slot: usize,
+    pub(crate) activity: Activity,
     /// Which slots are damaged.
     pub(crate) damaged: [bool; 2],
+    /// Which slot the next publication overwrites: a damaged one, or the older.
+    next_slot: usize,
+    raw: Raw,
 }
 
 impl MarkView {
-    pub(crate) const ABSENT: Self =
-        Self { standing: Standing::Absent, best: None, busy: false, next_slot: 0, damaged: [false; 2] };
+    pub(crate) const ABSENT: Self = Self {
+        standing: Standing::Absent,
+        best: None,
+        activity: Activity::None,
+        damaged: [false; 2],
+        next_slot: 0,
+        raw: [0; 2 * Mark::LEN + Busy::LEN],
+    };
 
     /// The mark, if it is evidence of what is in this directory.
     pub(crate) fn evidence(&self) -> Option<&Mark> {
@@ -68,12 +88,12 @@ impl MarkView {
 
     /// Whether nothing but this mark needs to be looked at to know what is durable.
     pub(crate) fn is_current(&self) -> bool {
-        self.standing == Standing::Current
+        self.standing == Standing::Current && self.activity == Activity::None
     }
 
-    /// Whether both views are of the same publication.
+    /// Whether nothing was written to the mark between both looks.
     pub(crate) fn same(&self, other: &Self) -> bool {
-        self.best == other.best && self.busy == other.busy && self.damaged == other.damaged
+        self.standing == other.standing && self.raw == other.raw
     }
 }
 
@@ -113,26 +133,52 @@ impl MarkFile {
 
     fn read_once(&self) -> Result<MarkView> {
         let mut bytes = [0_u8; BUSY_OFFSET as usize + Busy::LEN];
-        let read = self.file.read_at(&mut bytes, 0)?;
-        let bytes = &bytes[..read];
-        let slots = MARK_SLOT_OFFSETS.map(|at| bytes.get(at as usize..).and_then(Mark::decode));
-        let counter = |slot: &Option<Mark>| slot.map_or(0, |mark| mark.counter + 1);
-        let newer = usize::from(counter(&slots[1]) > counter(&slots[0]));
-        let best = slots[newer];
-        let standing = match best {
-            None => Standing::Absent,
-            Some(mark) if mark.inode != self.inode => Standing::Copied,
-            Some(mark) if mark.session.boot == self.session.boot && mark.session.device != self.session.device => {
-                Standing::Copied
-            }
-            Some(_) if slots.iter().any(Option::is_none) => Standing::OneSlot,
-            Some(mark) if mark.session.boot != self.session.boot => Standing::OtherBoot,
-            Some(mark) if mark.session.mount != self.session.mount => Standing::OtherMount,
-            Some(_) => Standing::Current,
+        self.file.read_at(&mut bytes, 0)?;
+        let mut raw: Raw = [0; 2 * Mark::LEN + Busy::LEN];
+        let mut slots = [None; 2];
+        for (i, at) in MARK_SLOT_OFFSETS.into_iter().enumerate() {
+            let slot = &bytes[at as usize..at as usize + Mark::LEN];
+            raw[i * Mark::LEN..(i + 1) * Mark::LEN].copy_from_slice(slot);
+            slots[i] = Mark::decode(slot);
+        }
+        let word = &bytes[BUSY_OFFSET as usize..];
+        raw[2 * Mark::LEN..].copy_from_slice(word);
+        let activity = match Busy::decode(word) {
+            (false, _) => Activity::None,
+            (true, Some(busy)) if busy.boot != self.session.boot => Activity::OtherBoot,
+            (true, _) => Activity::Now,
         };
-        let (busy, _) = Busy::decode(bytes.get(BUSY_OFFSET as usize..).unwrap_or_default());
-        let damaged = [slots[0].is_none(), slots[1].is_none()];
-        Ok(MarkView { standing, best, busy, next_slot: 1 - newer, damaged })
+        let damaged = slots.map(|slot| slot.is_none());
+        let newer = match slots {
+            [Some(first), Some(second)] => usize::from(second.counter > first.counter),
+            [None, Some(_)] => 1,
+            [_, None] => 0,
+        };
+        Ok(MarkView {
+            standing: self.standing(slots[newer], damaged),
+            best: slots[newer],
+            activity,
+            damaged,
+            next_slot: 1 - newer,
+            raw,
+        })
+    }
+
+    /// A single valid slot proves nothing about the session: the other may have been newer.
+    fn standing(&self, best: Option<Mark>, damaged: [bool; 2]) -> Standing {
+        let Some(mark) = best else { return Standing::Absent };
+        let (then, now) = (mark.session, self.session);
+        if mark.inode != self.inode || (then.boot == now.boot && then.device != now.device) {
+            Standing::Copied
+        } else if damaged != [false; 2] {
+            Standing::OneSlot
+        } else if then.boot != now.boot {
+            Standing::OtherBoot
+        } else if then.mount != now.mount {
+            Standing::OtherMount
+        } else {
+            Standing::Current
+        }
     }
 
     /// Who holds the lock and what for, as far as the busy word tells.
@@ -144,30 +190,31 @@ impl MarkFile {
 
     /// Says that the holder of the lock is about to write.
     pub(crate) fn set_busy(&self, phase: Phase, since: Time) -> Result<()> {
-        self.file.write_at(&Busy { pid: own_pid(), since, phase }.encode(), BUSY_OFFSET)
+        let busy = Busy { boot: self.session.boot, pid: own_pid(), since, phase };
+        self.file.write_at(&busy.encode(), BUSY_OFFSET)
     }
 
-    /// Publishes what is durable now and clears the busy word. Both slots are written where one is
-    /// damaged, so that the mark is whole again.
-    pub(crate) fn publish(&self, view: &MarkView, mark: Mark) -> Result<MarkView> {
-        let counter = view.best.map_or(1, |best| best.counter + 1);
-        let mark = Mark { counter, session: self.session, inode: self.inode, ..mark };
-        self.file.write_at(&mark.encode(), MARK_SLOT_OFFSETS[view.next_slot])?;
-        let mut next_slot = 1 - view.next_slot;
-        let mut best = mark;
-        if view.best.is_none() || view.standing != Standing::Current {
-            best = Mark { counter: counter + 1, ..mark };
-            self.file.write_at(&best.encode(), MARK_SLOT_OFFSETS[next_slot])?;
-            next_slot = 1 - next_slot;
+    /// Publishes what is durable now and then clears the busy word. A damaged slot is written
+    /// first; the counter never begins anew, so that a reader that looked before sees a change.
+    pub(crate) fn publish(&self, view: &MarkView, mark: Mark, entropy: &dyn Entropy) -> Result<MarkView> {
+        let counter = match view.best {
+            Some(best) => best.counter.wrapping_add(1),
+            None => entropy.number()? >> 1,
+        };
+        let mut mark = Mark { counter, session: self.session, inode: self.inode, ..mark };
+        let first = if view.best.is_none() { 0 } else { view.next_slot };
+        self.write_slot(first, &mark)?;
+        let other = 1 - first;
+        if view.damaged[other] || view.best.is_none() {
+            mark.counter = mark.counter.wrapping_add(1);
+            self.write_slot(other, &mark)?;
         }
         self.file.write_at(&[0; Busy::LEN], BUSY_OFFSET)?;
-        Ok(MarkView {
-            standing: Standing::Current,
-            best: Some(best),
-            busy: false,
-            next_slot,
-            damaged: [false; 2],
-        })
+        self.read_once()
+    }
+
+    fn write_slot(&self, slot: usize, mark: &Mark) -> Result<()> {
+        self.file.write_at(&mark.encode(), MARK_SLOT_OFFSETS[slot])
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading, from any process, beside any writer, without waiting for the lock and without writing.
 
-use super::mark::{Lock, MarkFile, MarkView, Standing};
+use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
 use super::recovery::{self, Inspection};
 use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, Unopened};
 use super::view::{BatchPlace, View, bound_of, newest};
@@ -83,7 +83,7 @@ impl ReadHandle {
         }
         for _ in 0..MAX_ROUNDS {
             let mark = self.read_mark()?;
-            if self.view.is_some() && mark.same(&self.seen) && mark.standing == self.seen.standing {
+            if self.view.is_some() && mark.same(&self.seen) {
                 return Ok(self.durable() > before);
             }
             let live = matches!(mark.standing, Standing::Current | Standing::OtherMount);
@@ -96,9 +96,12 @@ impl ReadHandle {
                 return Ok(self.durable() > before);
             }
         }
-        // A writer that publishes faster than the end can be looked for is alive: what it published
-        // last is what is shown next time.
-        Ok(self.durable() > before)
+        if self.view.is_some() {
+            // Never a shorter answer than before; the next refresh looks again.
+            return Ok(self.durable() > before);
+        }
+        Err(Error::new(ErrorKind::Retry, "the mark is damaged while a writer is at work, or died at it")
+            .hint("Nothing is lost. Try again; if no writer is at work, `runwal recover` settles it."))
     }
 
     fn read_mark(&self) -> Result<MarkView> {
@@ -156,7 +159,12 @@ impl ReadHandle {
         // Only what the mark says about this very segment counts for its inspection.
         let found = recovery::inspect(segment, None, (named == number).then_some(told))?;
         found.segment.file.sync()?;
-        if !self.read_mark()?.same(mark) {
+        // With a slot damaged, what was seen may be of a writer that has not synced yet, and whose
+        // sync may fail. Both looks are needed: the slots for one that finished, the word for one
+        // that did not.
+        let again = self.read_mark()?;
+        let unproven = matches!(mark.standing, Standing::OneSlot | Standing::Absent);
+        if !again.same(mark) || (unproven && again.activity == Activity::Now) {
             return Ok(false);
         }
         let end = self.shown_end(&found);

@@ -49,6 +49,8 @@ pub struct Verification {
     pub bytes: u64,
     /// The last durable position.
     pub durable: Position,
+    /// Bytes at the end that are no whole batch.
+    pub torn_bytes: u64,
     /// All that is damaged, in order.
     pub damage: Vec<Damage>,
     /// What is worth a word and loses nothing.
@@ -66,6 +68,7 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
         segments: 0,
         bytes: 0,
         durable: handle.durable(),
+        torn_bytes: 0,
         damage: Vec::new(),
         notes: Vec::new(),
     };
@@ -112,6 +115,7 @@ fn judge(found: &mut Verification, handle: &ReadHandle, tail: Option<super::read
         Some(tail) => {
             if let Some((segment, offset, len)) = tail.torn {
                 verdict = Verdict::Torn;
+                found.torn_bytes = len;
                 found.notes.push(format!(
                     "segment {segment}, offset {offset}: {len} bytes of a write that was cut short; nobody was \
                      told they were durable"

@@ -16,6 +16,7 @@ pub use ticks::{TickFold, tick_line};
 
 use crate::position::{Position, Seq};
 use crate::record::{Body, Channel, Record, RunPrepared, event};
+pub(crate) use checkpoints::MAX_CONTENT_LEN;
 use checkpoints::Parts;
 
 /// The version of the rendering rules that new runs name. Older ones stay.

@@ -1,1 +1,102 @@
-fn main() {}
+//! The command-line tool: the first honest user of the library, by its public interface alone.
+
+mod args;
+mod info;
+mod log;
+mod output;
+mod rebuild;
+mod recover;
+mod run;
+mod runs;
+mod show;
+mod state;
+mod verify;
+
+use args::{Cli, Command};
+use clap::Parser;
+use runwal::error::{Error, ErrorKind};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// How a command can fail.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The engine said so.
+    Engine(Error),
+    /// Standard output could not be written.
+    Output(std::io::Error),
+    /// The call makes no sense.
+    Usage(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+/// What a command ends with.
+pub(crate) type Done = Result<u8, Failure>;
+
+/// The exit code of an error.
+pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::NotFound => 1,
+        ErrorKind::Misuse | ErrorKind::Conflict => 2,
+        ErrorKind::Corrupt => 3,
+        ErrorKind::Locked => 5,
+        ErrorKind::Unsupported => 6,
+        _ => 7,
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors; a closed pipe ends them quietly.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let json = cli.global.json();
+    let result = match &cli.command {
+        Command::Run(args) => run::run(&cli.global, args),
+        Command::Runs(args) => runs::runs(&cli.global, args),
+        Command::State(args) => state::state(&cli.global, args),
+        Command::Log(args) => log::log(&cli.global, args),
+        Command::Output(args) => output::output(&cli.global, args),
+        Command::Rebuild(args) => rebuild::rebuild(&cli.global, args),
+        Command::Recover(args) => recover::recover(&cli.global, args),
+        Command::Verify(args) => verify::verify(&cli.global, args),
+        Command::Info => info::info(&cli.global),
+    };
+    let code = match result {
+        Ok(code) => code,
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(Failure::Output(error)) => {
+            complain(&format!("runwal: writing the output: {error}"));
+            7
+        }
+        Err(Failure::Usage(message)) => {
+            complain(&format!("runwal: {message}\nSee `runwal --help`."));
+            2
+        }
+        Err(Failure::Engine(error)) => {
+            show::error(&error, json);
+            exit_code(error.kind())
+        }
+    };
+    ExitCode::from(code)
+}
+
+/// A line on stderr; a closed one is nobody to complain to.
+pub(crate) fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr(), "{message}");
+}

@@ -1,0 +1,349 @@
+//! Every option, once.
+
+use crate::Failure;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use runwal::engine::{Log, World};
+use runwal::error::{Error, ErrorKind};
+use runwal::position::Time;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const AFTER_HELP: &str = "\
+Examples:
+  runwal run -- cargo test        record a command
+  runwal runs                     list what was recorded
+  runwal log @last                the records of the last run
+  runwal output @last             what it wrote, byte for byte
+  runwal verify                   check every checksum
+
+Exit codes: 0 fine, 1 not there or different, 2 usage, 3 corrupt or tampered, 4 torn tail,
+5 lock not had in time, 6 format not supported, 7 I/O error. `run` ends with the worker's code,
+128 + signal, 124 timed out, 125 engine failed, 126 not executable, 127 not found.";
+
+/// The write-ahead log of worker runs.
+#[derive(Debug, Parser)]
+#[command(name = "runwal", version, about, after_help = AFTER_HELP)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Short,
+    /// For programs: one object a line.
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The data directory [default: the nearest .runwal upward, else ./.runwal]
+    #[arg(long, global = true, env = "RUNWAL_DIR", value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// How to print
+    #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "short")]
+    format: Format,
+    /// When to use colour
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: Color,
+    /// Say less on stderr
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+impl Global {
+    pub(crate) fn json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether to colour what goes to stdout.
+    pub(crate) fn colored(&self) -> bool {
+        let set = |name: &str| std::env::var_os(name).is_some_and(|v| !v.is_empty() && v != "0");
+        match self.color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto if set("CLICOLOR_FORCE") => true,
+            Color::Auto => {
+                use std::io::IsTerminal;
+                let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+                !std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+                    && !dumb
+                    && std::io::stdout().is_terminal()
+            }
+        }
+    }
+
+    /// The data directory, whether it exists or not.
+    pub(crate) fn dir(&self) -> PathBuf {
+        if let Some(dir) = &self.dir {
+            return dir.clone();
+        }
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
+        here.ancestors()
+            .map(|dir| dir.join(".runwal"))
+            .find(|dir| dir.is_dir())
+            .unwrap_or_else(|| PathBuf::from(".runwal"))
+    }
+
+    /// The world for a command that only reads.
+    pub(crate) fn existing(&self) -> Result<World, Failure> {
+        let dir = self.dir();
+        if !dir.is_dir() {
+            return Err(Failure::Engine(nothing_there(&dir)));
+        }
+        Ok(World::existing(&dir)?)
+    }
+
+    /// The journal for a command that only reads; `None` where nothing was ever written.
+    pub(crate) fn log(&self) -> Result<Option<Log>, Failure> {
+        let world = self.existing()?;
+        match Log::open_in(&world) {
+            Ok(log) => Ok(Some(log)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The world for a command that writes: the directory is made, with a `.gitignore` of its own.
+    pub(crate) fn created(&self) -> Result<World, Failure> {
+        let dir = self.dir();
+        let fresh = !dir.is_dir();
+        let world = World::create(&dir)?;
+        if fresh {
+            world.disk.open(".gitignore", runwal::disk::Open::CreateNew)?.write_at(b"*\n", 0)?;
+        }
+        Ok(world)
+    }
+}
+
+fn nothing_there(dir: &Path) -> Error {
+    Error::not_found(
+        format!("there is no data directory {}", dir.display()),
+        "Name one with --dir, or record something first: `runwal run -- COMMAND`.",
+    )
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Record a command as a run, passing its output through
+    Run(RunArgs),
+    /// List the runs, newest last
+    Runs(RunsArgs),
+    /// Print a run's state.json, as it is or as it was
+    State(StateArgs),
+    /// Print the records, one a line
+    Log(LogArgs),
+    /// Print what a run's worker wrote, byte for byte
+    Output(OutputArgs),
+    /// Make the projected files from the journal
+    Rebuild(RebuildArgs),
+    /// Do what opening for writing does, and report it
+    Recover(RecoverArgs),
+    /// Check every checksum, chain, gap and watermark; change nothing
+    Verify(VerifyArgs),
+    /// Sizes and counts
+    Info,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The task's id [default: made up]
+    #[arg(long)]
+    pub(crate) task: Option<String>,
+    /// The step's id
+    #[arg(long, default_value = "run")]
+    pub(crate) step: String,
+    /// The run's id [default: made up, sortable by time]
+    #[arg(long)]
+    pub(crate) run: Option<String>,
+    /// Which attempt at the step it is
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: u32,
+    /// What kind of worker it is
+    #[arg(long, value_name = "KIND")]
+    pub(crate) worker: Option<String>,
+    /// End it after this time, as 10m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// The time between asking it to end and ending it
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) grace: Duration,
+    /// Its working directory
+    #[arg(short = 'C', value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Something to find the run by
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Record this variable of the environment
+    #[arg(long = "record-env", value_name = "NAME")]
+    pub(crate) record_env: Vec<OsString>,
+    /// Take no checkpoints
+    #[arg(long)]
+    pub(crate) no_checkpoints: bool,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a label is KEY=VALUE".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunsArgs {
+    /// Only of this status
+    #[arg(long)]
+    pub(crate) status: Option<String>,
+    /// Only of this task
+    #[arg(long)]
+    pub(crate) task: Option<String>,
+    /// Only with this label
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Only those begun since: RFC 3339, or -10m
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) since: Option<String>,
+    /// Only the last N
+    #[arg(short = 'n', value_name = "N")]
+    pub(crate) last: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StateArgs {
+    /// @last, a run id or the beginning of one, or task/run
+    pub(crate) run: String,
+    /// As it was at a sequence of the run, an RFC 3339 time, or -10m
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// Only this run: @last, a run id or the beginning of one, or task/run
+    pub(crate) run: Option<String>,
+    /// Go on with what is recorded from now on; with RUN, until it ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last N, or all [default: all, with -f 10]
+    #[arg(short = 'n', value_name = "N")]
+    pub(crate) last: Option<String>,
+    /// Newest first
+    #[arg(short, long, conflicts_with = "follow")]
+    pub(crate) reverse: bool,
+    /// From this time on: RFC 3339, or -10m
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) since: Option<String>,
+    /// Up to this time
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) until: Option<String>,
+    /// Only of this kind
+    #[arg(long = "kind", value_name = "KIND")]
+    pub(crate) kinds: Vec<KindName>,
+    /// Only lifecycle events of this level or above
+    #[arg(long)]
+    pub(crate) level: Option<LevelName>,
+    /// From behind the record with this cursor
+    #[arg(long, value_name = "CURSOR")]
+    pub(crate) after_cursor: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum KindName {
+    Run,
+    Lifecycle,
+    Stdout,
+    Stderr,
+    StatePatch,
+    Checkpoint,
+    Tick,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum LevelName {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// @last, a run id or the beginning of one, or task/run
+    pub(crate) run: String,
+    /// Go on until the run ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only this channel
+    #[arg(long)]
+    pub(crate) channel: Option<ChannelName>,
+    /// The time of each line before it
+    #[arg(short = 't', long)]
+    pub(crate) times: bool,
+    /// Everything also to a terminal, whatever it may do to it
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ChannelName {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArgs {
+    /// Only this run
+    pub(crate) run: Option<String>,
+    /// Write nothing; compare, and end with 1 if anything differs
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Write nothing; say what would be done
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Give up what is damaged at the end of the journal; deletes nothing
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) accept_damage: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Also compare the projected files with the journal
+    #[arg(long)]
+    pub(crate) deep: bool,
+}
+
+/// A moment as a person writes it: RFC 3339, or so long ago as `-10m`.
+pub(crate) fn moment(text: &str, now: Time) -> Result<Time, Failure> {
+    let ago = text.strip_prefix('-').and_then(|ago| humantime::parse_duration(ago).ok());
+    if let Some(ago) = ago {
+        return Ok(Time(now.0.saturating_sub(i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX))));
+    }
+    Time::parse(text).ok_or_else(|| {
+        Failure::Usage(format!("\"{}\" is no time: RFC 3339, or -10m for ten minutes ago", text.escape_debug()))
+    })
+}

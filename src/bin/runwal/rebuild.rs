@@ -1,0 +1,103 @@
+//! `runwal rebuild`
+
+use crate::args::{Global, RebuildArgs};
+use crate::{Done, complain, show};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use runwal::engine::Log;
+use runwal::error::{Error, ErrorKind};
+use runwal::position::StreamId;
+use runwal::projection::publish::Difference;
+use std::io::{IsTerminal, Write};
+
+/// A progress bar where somebody sees it.
+pub(crate) fn progress(global: &Global, len: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(len);
+    let visible = std::io::stderr().is_terminal() && !global.quiet;
+    bar.set_draw_target(if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what);
+    bar
+}
+
+/// What comparing or rewriting everything found.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) differences: Vec<Difference>,
+    pub(crate) rewritten: u64,
+    pub(crate) damaged: Vec<String>,
+    pub(crate) live: Vec<String>,
+}
+
+/// Compares, and with `write` rewrites, what the given streams feed.
+pub(crate) fn go_through(
+    global: &Global,
+    log: &mut Log,
+    streams: Vec<(StreamId, String)>,
+    write: bool,
+) -> Result<Found, Error> {
+    let bar = progress(global, streams.len() as u64, if write { "rebuilding" } else { "comparing" });
+    let mut found = Found::default();
+    for (stream, name) in streams {
+        match log.rebuild(stream, write)? {
+            None => found.live.push(name),
+            Some(rebuilt) => {
+                found.differences.extend(rebuilt.differences);
+                found.rewritten += rebuilt.rewritten;
+                if rebuilt.damaged {
+                    found.damaged.push(name);
+                }
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(found)
+}
+
+/// Everything that files are made from.
+pub(crate) fn all_streams(log: &mut Log) -> Result<Vec<(StreamId, String)>, Error> {
+    let mut streams: Vec<_> =
+        log.runs()?.into_iter().map(|run| (run.stream, format!("run {}", run.name))).collect();
+    streams.extend(log.ticks()?.map(|stream| (stream, "the timed jobs".to_owned())));
+    Ok(streams)
+}
+
+pub(crate) fn rebuild(global: &Global, args: &RebuildArgs) -> Done {
+    let Some(mut log) = global.log()? else { return Ok(0) };
+    let streams = match &args.run {
+        Some(run) => {
+            let run = log.resolve(run)?;
+            vec![(run.stream, format!("run {}", run.name))]
+        }
+        None => all_streams(&mut log)?,
+    };
+    let found = go_through(global, &mut log, streams, !args.check)?;
+    let mut out = std::io::stdout().lock();
+    for difference in &found.differences {
+        if global.json() {
+            let file = serde_json::to_string(&difference.file).unwrap_or_default();
+            writeln!(out, "{{\"file\":{file},\"difference\":\"{}\"}}", difference.what)?;
+        } else if args.check || global.verbose {
+            writeln!(out, "{} {}", difference.file, difference.what)?;
+        }
+    }
+    if !args.check && !global.json() {
+        writeln!(out, "{} files written anew", found.rewritten)?;
+    }
+    out.flush()?;
+    for name in &found.live {
+        if !global.quiet {
+            complain(&format!("runwal: {name} is being recorded; its files were left to its recorder"));
+        }
+    }
+    for name in &found.damaged {
+        let message = format!("records of {name} cannot be read; its files were left alone");
+        show::error(&Error::corrupt_data(message, "`runwal verify` tells what is damaged."), global.json());
+    }
+    if !found.damaged.is_empty() {
+        return Ok(crate::exit_code(ErrorKind::Corrupt));
+    }
+    Ok(u8::from(args.check && !found.differences.is_empty()))
+}

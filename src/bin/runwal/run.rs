@@ -1,0 +1,196 @@
+//! `runwal run`
+
+use crate::args::{Global, RunArgs};
+use crate::{Done, Failure, complain, show};
+use runwal::clock::{Clock, Entropy};
+use runwal::engine::{Engine, Options};
+use runwal::error::{Error, ErrorKind};
+use runwal::record::{Channel, Id};
+use runwal::run::{Cancel, Output, ProcessOptions, RunRequest, record_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io::{IsTerminal, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
+
+const ENGINE_FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// Passes the worker's output on to our own.
+struct PassThrough {
+    json: bool,
+}
+
+impl Output for PassThrough {
+    fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
+        match channel {
+            Channel::Stdout => {
+                let mut out = std::io::stdout().lock();
+                out.write_all(bytes)?;
+                out.flush()
+            }
+            Channel::Stderr => std::io::stderr().lock().write_all(bytes),
+        }
+    }
+
+    fn engine_failed(&mut self, error: &Error) {
+        show::error(error, self.json);
+        complain("runwal: the journal failed; the worker goes on, and is not recorded any more");
+    }
+}
+
+pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
+    let request = request(args)?;
+    let world = global.created()?;
+    let made_up = args.task.is_none() || args.run.is_none();
+    let name = request.name.clone();
+    let (engine, report) = match Engine::open_in(world, Options::default()) {
+        Ok(opened) => opened,
+        Err(error) => {
+            show::error(&error, global.json());
+            complain("runwal: nothing was started");
+            return Ok(ENGINE_FAILED);
+        }
+    };
+    if !global.quiet {
+        for run in &report.interrupted {
+            complain(&format!("runwal: run {} was found without an end and is interrupted now", run.name));
+        }
+        report.problems.iter().for_each(|problem| complain(&format!("runwal: {problem}")));
+        if made_up {
+            complain(&format!("runwal: recording {name}"));
+        }
+    }
+    let cancel = Cancel::new()?;
+    // Worker and terminal belong together: with a group of its own the worker could not read it.
+    let own_group = !std::io::stdin().is_terminal();
+    let signals = watch_signals(&cancel, own_group)?;
+    let options = ProcessOptions { environment: artifacts(global, &name), own_group, stop_on_failure: false };
+    let mut output = PassThrough { json: global.json() };
+    let result = record_process(&engine, request, &options, &mut output, &cancel);
+    signals.close();
+    let code = match result {
+        Ok((result, status)) => {
+            let signal = status.and_then(|status| status.signal());
+            let code = match (result.exit_code, signal) {
+                (Some(124), _) if !status.is_some_and(|s| s.code() == Some(124)) => 124,
+                (_, Some(signal)) => 128 + signal,
+                (code, None) => code.or(status.and_then(|s| s.code())).unwrap_or(1),
+            };
+            u8::try_from(code).unwrap_or(u8::MAX)
+        }
+        Err(error) => failed(&error, global)?,
+    };
+    match engine.close() {
+        Ok(()) => Ok(code),
+        Err(error) if code == ENGINE_FAILED => {
+            show::error(&error, global.json());
+            Ok(code)
+        }
+        Err(error) => {
+            // Every record is durable; files that lag behind are repaired by the next command.
+            show::error(&error, global.json());
+            Ok(code)
+        }
+    }
+}
+
+fn failed(error: &Error, global: &Global) -> Result<u8, Failure> {
+    match (error.kind(), error.os_error()) {
+        (ErrorKind::Conflict | ErrorKind::Misuse, _) => {
+            show::error(error, global.json());
+            complain("runwal: nothing was started");
+            Ok(2)
+        }
+        (ErrorKind::NotFound, Some(libc_enoent)) if libc_enoent == rustix_errno::NOENT => {
+            show::error(error, global.json());
+            Ok(NOT_FOUND)
+        }
+        (ErrorKind::NotFound, Some(_)) => {
+            show::error(error, global.json());
+            Ok(NOT_EXECUTABLE)
+        }
+        _ => {
+            show::error(error, global.json());
+            Ok(ENGINE_FAILED)
+        }
+    }
+}
+
+/// The one number of the operating system that tells 127 from 126.
+mod rustix_errno {
+    /// ENOENT on Linux.
+    pub(super) const NOENT: i32 = 2;
+}
+
+fn request(args: &RunArgs) -> Result<RunRequest, Failure> {
+    let made_up = make_up_id()?;
+    let id = |given: &Option<String>, letter: char| match given {
+        Some(text) => Id::new(text.as_str()),
+        None => Id::new(format!("{letter}-{made_up}")),
+    };
+    let mut request = RunRequest::new(id(&args.task, 't')?, id(&args.run, 'r')?, Id::new(args.step.as_str())?);
+    request.attempt = args.attempt;
+    request.worker_kind.clone_from(&args.worker);
+    request.command = args.command.iter().map(|arg| arg.as_bytes().to_vec()).collect();
+    let tree = match &args.directory {
+        Some(dir) => std::path::absolute(dir).map_err(Failure::Output)?,
+        None => std::env::current_dir().map_err(Failure::Output)?,
+    };
+    request.working_tree = Some(tree.into_os_string().into_vec());
+    request.environment = args
+        .record_env
+        .iter()
+        .filter_map(|name| Some((name.as_bytes().to_vec(), std::env::var_os(name)?.into_vec())))
+        .collect();
+    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    request.timeout_ms = args.timeout.map(millis);
+    request.grace_ms = millis(args.grace);
+    request.checkpoints = !args.no_checkpoints;
+    request.labels.clone_from(&args.labels);
+    Ok(request)
+}
+
+/// Time in milliseconds, then 40 random bits, in an alphabet that sorts as the numbers do.
+fn make_up_id() -> Result<String, Failure> {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    let system = runwal::clock::System;
+    let millis = u64::try_from(system.now().0 / 1_000_000).unwrap_or(0);
+    let random = system.number()? & 0xff_ffff_ffff;
+    let digits = |number: u64, count: u32| {
+        (0..count).rev().map(move |i| char::from(DIGITS[(number >> (5 * i)) as usize & 31])).collect::<String>()
+    };
+    Ok(digits(millis, 10) + &digits(random, 8))
+}
+
+fn artifacts(
+    global: &Global,
+    name: &runwal::record::RunName,
+) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+    let dir = std::path::absolute(global.dir()).unwrap_or_else(|_| global.dir());
+    vec![("RUNWAL_ARTIFACTS".into(), dir.join(name.folder()).join("artifacts").into_os_string())]
+}
+
+struct Signals(signal_hook::iterator::Handle);
+
+impl Signals {
+    fn close(self) {
+        self.0.close();
+    }
+}
+
+/// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
+/// Ctrl-C reaches the worker by itself.
+fn watch_signals(cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let handle = signals.handle();
+    let cancel = cancel.clone();
+    std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if own_group || signal != SIGINT {
+                cancel.cancel(signal);
+            }
+        }
+    })?;
+    Ok(Signals(handle))
+}

@@ -1,0 +1,100 @@
+//! `runwal runs`
+
+use crate::args::{Global, RunsArgs, moment};
+use crate::{Done, Failure, show};
+use runwal::clock::Clock;
+use runwal::projection::RunFold;
+use runwal::record::Status;
+use std::collections::VecDeque;
+use std::io::Write;
+
+pub(crate) fn runs(global: &Global, args: &RunsArgs) -> Done {
+    let status = match &args.status {
+        Some(word) => Some(Status::parse(word).ok_or_else(|| {
+            let known: Vec<_> = Status::ALL.iter().map(|s| s.word()).collect();
+            Failure::Usage(format!("\"{}\" is no status; they are {}", word.escape_debug(), known.join(", ")))
+        })?),
+        None => None,
+    };
+    let since = args.since.as_deref().map(|at| moment(at, runwal::clock::System.now())).transpose()?;
+    let Some(mut log) = global.log()? else { return Ok(0) };
+    let mut code = 0;
+    let mut shown = VecDeque::new();
+    for run in log.runs()? {
+        if args.task.as_ref().is_some_and(|task| run.name.task.as_str() != task) {
+            continue;
+        }
+        let (fold, damage) = log.fold(run.stream)?;
+        for found in &damage {
+            show::damage(found, global.json());
+            code = 3;
+        }
+        let fits = fold.request().is_some_and(|request| {
+            status.is_none_or(|status| fold.state().status == Some(status))
+                && since.is_none_or(|since| fold.state().started_at.is_some_and(|at| at >= since))
+                && args.labels.iter().all(|label| request.labels.contains(label))
+        });
+        if fits {
+            shown.push_back(fold);
+            if args.last.is_some_and(|last| shown.len() > last) {
+                shown.pop_front();
+            }
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    if global.json() {
+        for fold in &shown {
+            let state = fold.state().to_compact(fold.request());
+            let counts = fold.counts();
+            let open = state.strip_suffix('}').unwrap_or(&state);
+            writeln!(out, "{open},\"records\":{},\"bytes\":{}}}", counts.records, counts.bytes)?;
+        }
+    } else {
+        table(&mut out, &shown)?;
+    }
+    out.flush()?;
+    if code == 0 && log.is_torn()? == Some(true) {
+        code = 4;
+    }
+    Ok(code)
+}
+
+fn table(out: &mut impl Write, runs: &VecDeque<RunFold>) -> std::io::Result<()> {
+    const HEAD: [&str; 9] = ["RUN", "TASK", "STEP", "STATUS", "STARTED", "DURATION", "EXIT", "RECORDS", "BYTES"];
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    for fold in runs {
+        let (state, counts) = (fold.state(), fold.counts());
+        let Some(request) = fold.request() else { continue };
+        let duration = match (state.started_at, state.finished_at) {
+            (Some(from), Some(to)) => {
+                let ms = to.millis_since(from);
+                format!("{}.{:03}s", ms / 1000, ms % 1000)
+            }
+            _ => "-".to_owned(),
+        };
+        let exit = match (state.exit_code, &state.signal) {
+            (Some(code), _) => code.to_string(),
+            (None, Some(signal)) => signal.clone(),
+            (None, None) => "-".to_owned(),
+        };
+        rows.push([
+            request.name.run.to_string(),
+            request.name.task.to_string(),
+            request.step.to_string(),
+            state.status.map_or("-", Status::word).to_owned(),
+            state.started_at.map_or_else(|| "-".to_owned(), |t| t.to_millis_string()),
+            duration,
+            exit,
+            counts.records.to_string(),
+            counts.bytes.to_string(),
+        ]);
+    }
+    let width = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}

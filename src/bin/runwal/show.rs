@@ -1,0 +1,237 @@
+//! Records and errors, as people and programs see them.
+
+use crate::complain;
+use base64::Engine as _;
+use runwal::Damage;
+use runwal::error::Error;
+use runwal::position::Position;
+use runwal::projection::{meta_value, tick_line};
+use runwal::record::{Body, JsonText, Record, RunName, escape_line};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::fmt::Write as _;
+
+/// An error on stderr, in words or as one object.
+pub(crate) fn error(error: &Error, json: bool) {
+    if !json {
+        complain(&format!("runwal: {error}"));
+        if let Some(advice) = error.advice() {
+            complain(&format!("        {advice}"));
+        }
+        return;
+    }
+    #[derive(Serialize)]
+    struct Inner<'a> {
+        code: &'a str,
+        message: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        segment: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        offset: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        position: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        hint: Option<&'a str>,
+    }
+    #[derive(Serialize)]
+    struct Outer<'a> {
+        error: Inner<'a>,
+    }
+    let place = error.place();
+    let inner = Inner {
+        code: error.kind().code(),
+        message: error.message(),
+        segment: place.map(|p| p.segment),
+        offset: place.map(|p| p.offset),
+        position: place.and_then(|p| p.position).map(|p| p.0),
+        hint: error.advice(),
+    };
+    complain(&serde_json::to_string(&Outer { error: inner }).unwrap_or_default());
+}
+
+/// Damage that was met while reading.
+pub(crate) fn damage(damage: &Damage, json: bool) {
+    if damage.accepted && !json {
+        let (from, to) = (damage.from, damage.to);
+        complain(&format!("runwal: records {from} to {to} were given up as damaged earlier"));
+    } else {
+        error(&damage.to_error(), json);
+    }
+}
+
+/// The name of a place in the journal that survives rolls and copies.
+pub(crate) fn cursor(journal: &[u8; 16], position: Position) -> String {
+    let mut text = String::new();
+    for byte in journal {
+        let _ = write!(text, "{byte:02x}");
+    }
+    format!("{text}:{position}")
+}
+
+/// A record as `log -o json` prints it. Fields that a kind lacks are left out; the order is fixed.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct RecordJson<'a> {
+    position: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<&'a str>,
+    seq: u64,
+    time: String,
+    created_at: String,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<Patch<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    number: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replay: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    more: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tick: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind_number: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u8>,
+    cursor: String,
+}
+
+/// Only the fields that the patch names; null where it clears one.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(clippy::option_option, reason = "absent, null and a value are three things")]
+struct Patch<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<Option<i32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<Option<u32>>,
+}
+
+/// A record as one line of JSON.
+pub(crate) fn record_json(record: &Record, run: Option<&RunName>, journal: &[u8; 16]) -> String {
+    let mut json = RecordJson {
+        position: record.position.0,
+        task: run.map(|name| name.task.as_str()),
+        run: run.map(|name| name.run.as_str()),
+        seq: record.seq.0,
+        time: record.time.to_nanos_string(),
+        created_at: record.created_at.to_nanos_string(),
+        kind: record.body.kind_name(),
+        more: record.more,
+        cursor: cursor(journal, record.position),
+        ..RecordJson::default()
+    };
+    let raw = |text: String| RawValue::from_string(text).ok();
+    match &record.body {
+        Body::Run(run) => {
+            let meta = meta_value(run, record.term, record.created_at);
+            json.request = JsonText::of(&meta).ok().map(|text| text.raw());
+        }
+        Body::Lifecycle(event) => {
+            json.r#type = Some(&event.event);
+            json.level = Some(event.level.word());
+            json.message = Some(&event.message);
+            json.data = Some(event.data.raw());
+        }
+        Body::Chunk(_, bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => json.text = Some(text),
+            Err(_) => json.base64 = Some(base64::engine::general_purpose::STANDARD.encode(bytes)),
+        },
+        Body::StatePatch(patch) => {
+            let time = |t: runwal::position::Time| t.to_nanos_string();
+            json.patch = Some(Patch {
+                status: patch.status.map(runwal::record::Status::word),
+                started_at: patch.started_at.map(|t| t.map(time)),
+                updated_at: patch.updated_at.map(time),
+                finished_at: patch.finished_at.map(|t| t.map(time)),
+                summary: patch.summary.as_ref().map(|s| s.as_deref()),
+                exit_code: patch.exit_code,
+                signal: patch.signal.as_ref().map(|s| s.as_deref()),
+                pid: patch.pid,
+            });
+        }
+        Body::Checkpoint(checkpoint) => {
+            json.number = Some(checkpoint.number);
+            json.r#type = Some(&checkpoint.kind);
+            json.format = Some(checkpoint.format.word());
+            json.replay = Some(checkpoint.replay.word());
+            json.summary = Some(&checkpoint.summary);
+            json.bytes = Some(checkpoint.total_len);
+        }
+        Body::Tick(tick) => json.tick = raw(tick_line(tick, record.created_at)),
+        Body::Unknown { kind, version } => {
+            json.kind_number = Some(*kind);
+            json.version = Some(*version);
+        }
+        _ => {}
+    }
+    serde_json::to_string(&json).unwrap_or_default()
+}
+
+/// A record on one line for people, with nothing in it that could move the cursor.
+pub(crate) fn record_text(record: &Record, run: Option<&RunName>) -> String {
+    let name = run.map_or_else(|| "-".to_owned(), ToString::to_string);
+    let what = match &record.body {
+        Body::Run(run) => {
+            let words: Vec<_> = run.command.iter().map(|arg| String::from_utf8_lossy(arg)).collect();
+            format!("step {} attempt {}: {}", run.step, run.attempt, words.join(" "))
+        }
+        Body::Lifecycle(event) => {
+            format!("{} {} {}", event.level.word(), event.event, event.message)
+        }
+        Body::Chunk(_, bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Body::StatePatch(patch) => {
+            let mut parts = Vec::new();
+            parts.extend(patch.status.map(|s| format!("status {}", s.word())));
+            parts.extend(patch.pid.flatten().map(|pid| format!("pid {pid}")));
+            parts.extend(patch.exit_code.flatten().map(|code| format!("exit code {code}")));
+            parts.extend(patch.signal.clone().flatten());
+            parts.extend(patch.summary.clone().flatten());
+            parts.join(", ")
+        }
+        Body::Checkpoint(c) => {
+            format!("{:04} {} ({} bytes) {}", c.number, c.kind, c.total_len, c.summary)
+        }
+        Body::Tick(tick) => {
+            format!("{} {} {} {}", tick.batch_id, tick.runner, tick.stage, tick.result.as_deref().unwrap_or("-"))
+        }
+        Body::Unknown { kind, version } => format!("a record of kind {kind}, version {version}: skipped"),
+        _ => String::new(),
+    };
+    let kind = record.body.kind_name();
+    format!("{} {name} {} {kind} {}", record.created_at.to_millis_string(), record.seq, escape_line(&what))
+}

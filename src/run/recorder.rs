@@ -1,0 +1,347 @@
+//! The recorder of one run: the only writer of its stream.
+
+use crate::engine::{Ending, Engine, NewRecord, ending_records, ending_data, preview};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::MAX_PAYLOAD_LEN;
+use crate::journal::Receipt;
+use crate::position::{StreamId, Time};
+use crate::projection::{Counts, RENDERER, RunFold, summary_json};
+use crate::record::{
+    Body, Bytes, Channel, Checkpoint, FileFormat, Id, Level, Lifecycle, ParentRun, Replay, RunName,
+    RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
+};
+use serde::Serialize;
+
+/// The most content of a checkpoint that one record carries.
+const PART_LEN: usize = MAX_PAYLOAD_LEN - (64 << 10);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// Task and run.
+    pub name: RunName,
+    /// The step of the task.
+    pub step: Id,
+    /// Which attempt at the step it is, from 1.
+    pub attempt: u32,
+    /// What kind of step, in the conductor's words.
+    pub step_kind: Option<String>,
+    /// What kind of worker, in the conductor's words.
+    pub worker_kind: Option<String>,
+    /// The command with its arguments.
+    pub command: Vec<Bytes>,
+    /// The directory it works in.
+    pub working_tree: Option<Bytes>,
+    /// The variables of its environment that may be recorded.
+    pub environment: Vec<(Bytes, Bytes)>,
+    /// How long it may take.
+    pub timeout_ms: Option<u64>,
+    /// How long between asking it to end and ending it.
+    pub grace_ms: u64,
+    /// Whether checkpoints are taken.
+    pub checkpoints: bool,
+    /// The conductor.
+    pub controller: Option<String>,
+    /// The conductor's term.
+    pub term: Option<u64>,
+    /// What to find the run by.
+    pub labels: Vec<(String, String)>,
+    /// What it goes on from.
+    pub parent: Option<ParentRun>,
+    /// When it was asked for; by default the moment of preparing.
+    pub created_at: Option<Time>,
+}
+
+impl RunRequest {
+    /// The first attempt at a step, with checkpoints and a grace of 5 s.
+    pub fn new(task: Id, run: Id, step: Id) -> Self {
+        Self {
+            name: RunName { task, run },
+            step,
+            attempt: 1,
+            step_kind: None,
+            worker_kind: None,
+            command: Vec::new(),
+            working_tree: None,
+            environment: Vec::new(),
+            timeout_ms: None,
+            grace_ms: 5_000,
+            checkpoints: true,
+            controller: None,
+            term: None,
+            labels: Vec::new(),
+            parent: None,
+            created_at: None,
+        }
+    }
+}
+
+/// How a run ended, in the executor's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Execution was put off.
+    Prepared,
+    /// It did what was asked.
+    Completed,
+    /// It did not.
+    Failed,
+    /// It cannot go on by itself.
+    Blocked,
+    /// A person has to look.
+    NeedsHuman,
+    /// The conductor called it off.
+    Cancelled,
+}
+
+impl Outcome {
+    /// Terminal event, level and status.
+    fn terminal(self) -> (&'static str, Level, Status) {
+        match self {
+            Self::Prepared => (terminal::PREPARED, Level::Info, Status::Prepared),
+            Self::Completed => (terminal::COMPLETED, Level::Info, Status::Completed),
+            Self::Failed => (terminal::FAILED, Level::Error, Status::Failed),
+            Self::Blocked => (terminal::BLOCKED, Level::Warn, Status::Blocked),
+            Self::NeedsHuman => (terminal::NEEDS_HUMAN, Level::Warn, Status::NeedsHuman),
+            Self::Cancelled => (terminal::CANCELLED, Level::Warn, Status::Cancelled),
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct RunResult {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Whether it did what was asked.
+    pub ok: bool,
+    /// The worker's exit code, if it had one.
+    pub exit_code: Option<i32>,
+    /// How it went, in a sentence.
+    pub summary: String,
+    /// From its beginning to its end.
+    pub duration_ms: u64,
+    /// What its log consists of.
+    pub counts: Counts,
+}
+
+/// Records one run. Dropped without [`finish`](Self::finish), the run stays open until the engine
+/// is closed, and is ended as interrupted by the next one that opens the journal.
+#[derive(Debug)]
+pub struct Recorder<'e> {
+    engine: &'e Engine,
+    name: RunName,
+    stream: StreamId,
+    fold: RunFold,
+    last: Receipt,
+}
+
+impl<'e> Recorder<'e> {
+    /// Prepares a run: its first records are durable and its files exist on return.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] where a run of this name exists; nothing was written then.
+    pub fn prepare(engine: &'e Engine, request: RunRequest) -> Result<Self> {
+        let now = engine.world().clock.now();
+        let created = request.created_at.unwrap_or(now);
+        let run = RunPrepared {
+            name: request.name,
+            step: request.step,
+            attempt: request.attempt,
+            step_kind: request.step_kind,
+            worker_kind: request.worker_kind,
+            command: request.command,
+            working_tree: request.working_tree,
+            environment: request.environment,
+            timeout_ms: request.timeout_ms,
+            grace_ms: request.grace_ms,
+            checkpoints: request.checkpoints,
+            recorder: engine.recorder_id(),
+            boot: engine.boot_id(),
+            controller: request.controller,
+            host: host_name(),
+            labels: request.labels,
+            parent: request.parent,
+            renderer: RENDERER,
+        };
+        let mut fold = RunFold::new();
+        let first = NewRecord { created_at: Some(created), ..Body::Run(Box::new(run.clone())).into() };
+        preview(&mut fold, &first, now);
+        let then = first_records(&run, request.term, created, &fold)?;
+        let receipt = engine.begin_run(&run, request.created_at, request.term, then.clone())?;
+        then.iter().for_each(|record| preview(&mut fold, record, now));
+        engine.wait_published(&receipt)?;
+        Ok(Self { engine, name: run.name, stream: receipt.stream, fold, last: receipt })
+    }
+
+    /// Task and run.
+    pub fn name(&self) -> &RunName {
+        &self.name
+    }
+
+    /// Its stream in the journal.
+    pub fn stream(&self) -> StreamId {
+        self.stream
+    }
+
+    /// Where it stands.
+    pub fn fold(&self) -> &RunFold {
+        &self.fold
+    }
+
+    /// Appends records, all or nothing. Durable on return.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] for a change of state after the run ended; [`ErrorKind::Conflict`]
+    /// where somebody else has written to the run: it was taken for dead and ended.
+    pub fn append(&mut self, records: Vec<NewRecord>) -> Result<Receipt> {
+        let changes_state = |r: &NewRecord| matches!(r.body, Body::StatePatch(_)) || r.ends;
+        if self.fold.ended() && records.iter().any(changes_state) {
+            return Err(Error::misuse(format!("run {} has ended; its state does not change any more", self.name)));
+        }
+        let now = self.engine.world().clock.now();
+        let receipt = self.engine.append(self.stream, self.fold.last_seq().next(), records.clone())?;
+        records.iter().for_each(|record| preview(&mut self.fold, record, now));
+        self.last = receipt;
+        Ok(receipt)
+    }
+
+    /// Records a lifecycle event.
+    pub fn event(&mut self, event: Lifecycle) -> Result<Receipt> {
+        self.append(vec![Body::Lifecycle(event).into()])
+    }
+
+    /// Records bytes of the worker's output.
+    pub fn chunk(&mut self, channel: Channel, bytes: &[u8]) -> Result<Receipt> {
+        let records = bytes.chunks(MAX_PAYLOAD_LEN).map(|part| Body::Chunk(channel, part.to_vec()).into());
+        self.append(records.collect())
+    }
+
+    /// Changes the run's state.
+    pub fn patch(&mut self, patch: StatePatch) -> Result<Receipt> {
+        self.append(vec![Body::StatePatch(patch).into()])
+    }
+
+    /// Takes a checkpoint, also after the end. Text that lacks a newline at its end gets one.
+    /// Answers with its number.
+    pub fn checkpoint(
+        &mut self,
+        kind: &str,
+        format: FileFormat,
+        replay: Replay,
+        summary: &str,
+        mut content: Vec<u8>,
+    ) -> Result<u32> {
+        if format != FileFormat::Patch && content.last().is_some_and(|b| *b != b'\n') {
+            content.push(b'\n');
+        }
+        if content.len() as u64 > crate::projection::MAX_CONTENT_LEN {
+            return Err(Error::misuse(format!("a checkpoint of {} bytes is over the limit", content.len())));
+        }
+        let number = self.fold.state().last_checkpoint_seq.unwrap_or(0) + 1;
+        let whole = Checkpoint {
+            number,
+            kind: kind.to_owned(),
+            format,
+            replay,
+            summary: summary.to_owned(),
+            total_len: content.len() as u64,
+            content: Vec::new(),
+        };
+        let mut parts: Vec<&[u8]> = content.chunks(PART_LEN).collect();
+        if parts.is_empty() {
+            parts.push(b"");
+        }
+        let last = parts.len() - 1;
+        for (i, part) in parts.into_iter().enumerate() {
+            let body = Body::Checkpoint(Checkpoint { content: part.to_vec(), ..whole.clone() });
+            self.append(vec![NewRecord { more: i < last, ..body.into() }])?;
+        }
+        Ok(number)
+    }
+
+    /// Ends the run: `before`, then terminal event, patch and log tail in one batch. Durable, and
+    /// in the files, on return.
+    pub fn finish(
+        &mut self,
+        before: Vec<NewRecord>,
+        outcome: Outcome,
+        ok: bool,
+        exit_code: Option<i32>,
+        summary: &str,
+    ) -> Result<RunResult> {
+        let now = self.engine.world().clock.now();
+        let (event, level, status) = outcome.terminal();
+        let completed = matches!(outcome, Outcome::Completed | Outcome::Prepared);
+        let level = if ok == completed { level } else { Level::Error };
+        let (blocked, needs_human) = (outcome == Outcome::Blocked, outcome == Outcome::NeedsHuman);
+        let data = ending_data(ok, blocked, needs_human, exit_code)?;
+        let ending = Ending { event, level, status, summary: summary.to_owned(), exit_code, data };
+        let records = ending_records(&self.fold, now, before, ending);
+        let receipt = self.append(records)?;
+        self.engine.finish_publishing(&receipt)?;
+        let started = self.fold.state().started_at.unwrap_or(now);
+        Ok(RunResult {
+            outcome,
+            ok,
+            exit_code,
+            summary: summary.to_owned(),
+            duration_ms: now.millis_since(started),
+            counts: *self.fold.counts(),
+        })
+    }
+
+    /// The last receipt.
+    pub fn last_receipt(&self) -> Receipt {
+        self.last
+    }
+}
+
+/// What follows the record "run prepared" in the same batch.
+fn first_records(
+    run: &RunPrepared,
+    term: Option<u64>,
+    created: Time,
+    fold: &RunFold,
+) -> Result<Vec<NewRecord>> {
+    #[derive(Serialize)]
+    struct Attempt {
+        attempt: u32,
+    }
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Slot {
+        last_checkpoint: u32,
+    }
+    let mut records: Vec<NewRecord> = Vec::new();
+    if run.checkpoints {
+        let content = summary_json(run, term, created, fold.state());
+        let checkpoint = Checkpoint {
+            number: 1,
+            kind: checkpoint_type::SUMMARY.to_owned(),
+            format: FileFormat::Json,
+            replay: Replay::None,
+            summary: "The request and the state at the start.".to_owned(),
+            total_len: content.len() as u64,
+            content,
+        };
+        if checkpoint.content.len() > PART_LEN {
+            return Err(Error::new(ErrorKind::Misuse, "the request is too large to be recorded"));
+        }
+        records.push(Body::Checkpoint(checkpoint).into());
+    }
+    let message = format!("Prepared step {} of task {}.", run.step, run.name.task);
+    let prepared = Lifecycle::new(event::RUN_PREPARED, Level::Info, message);
+    let prepared = Body::Lifecycle(prepared.with_data(&Attempt { attempt: run.attempt })?);
+    records.push(NewRecord { created_at: Some(created), ..prepared.into() });
+    if run.checkpoints {
+        let message = "Reserved a number for the next checkpoint; the last one is 1.";
+        let slot = Lifecycle::new(event::CHECKPOINT_SLOT_RESERVED, Level::Debug, message);
+        records.push(Body::Lifecycle(slot.with_data(&Slot { last_checkpoint: 1 })?).into());
+    }
+    Ok(records)
+}
+
+/// The machine's name.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
