@@ -167,7 +167,7 @@ impl<'e> Recorder<'e> {
         let first = NewRecord { created_at: Some(created), ..Body::Run(Box::new(run.clone())).into() };
         preview(&mut fold, &first, now);
         let then = first_records(&run, request.term, created, &fold)?;
-        let receipt = engine.begin_run(&run, request.created_at, request.term, then.clone())?;
+        let receipt = engine.begin_run(&run, Some(created), request.term, then.clone())?;
         then.iter().for_each(|record| preview(&mut fold, record, now));
         engine.wait_published(&receipt)?;
         Ok(Self { engine, name: run.name, stream: receipt.stream, fold, last: receipt })
