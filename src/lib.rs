@@ -1,7 +1,68 @@
 //! The write-ahead log of worker runs.
+//!
+//! Everything that happens to a run is appended to one checksummed journal; every file a conductor
+//! keeps, `state.json`, logs, checkpoints, daily tick files, is a projection of it that can be
+//! deleted and made again, byte for byte.
+//!
+//! ```text
+//!  caller ─▶ record ─▶ batch ─▶ active segment ═ fdatasync ═▶ durable ─▶ reader ─▶ record ─▶ projection ─▶ files
+//!             typed     bytes     under the lock                ▲          ▲ follow, replay,    pure fold,
+//!                                                        receipts wait     │ verify             atomic publish
+//!  on open:  disk ─▶ inspect (pure) ─▶ plan ─▶ apply ─▶ ready      one scanner serves them all
+//! ```
+//!
+//! # Where to begin
+//!
+//! * [`engine::Engine`] opens a data directory for writing, [`engine::Log`] for reading.
+//! * [`run::record_process`] records a child process; [`run::Recorder`] a run of your own making.
+//! * [`format`](mod@format) is the on-disk contract, [`docs::durability`] what is assumed and
+//!   promised, [`docs::architecture`] the map of the code.
+//!
+//! ```
+//! use runwal::engine::{Engine, Log, Options};
+//! use runwal::record::{Channel, Id};
+//! use runwal::run::{Outcome, Recorder, RunRequest};
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let dir = dir.path().join("data");
+//! let (engine, _report) = Engine::open(&dir, Options::default())?;
+//! let mut run = Recorder::prepare(&engine, RunRequest::new(Id::new("T-016")?, Id::new("r-1")?, Id::new("build")?))?;
+//! run.chunk(Channel::Stdout, b"hello\n")?; // durable when this returns
+//! run.finish(Vec::new(), Outcome::Completed, true, Some(0), "Done.")?;
+//! engine.close()?;
+//!
+//! let mut log = Log::open(&dir)?;
+//! let run = log.resolve("@last")?;
+//! let (fold, damage) = log.fold(run.stream)?;
+//! assert_eq!(fold.state().exit_code, Some(0));
+//! assert!(damage.is_empty());
+//! # Ok::<(), runwal::Error>(())
+//! ```
+//!
+//! # Three words
+//!
+//! *Accepted*: handed in, a [`engine::Ticket`] is held. *Durable*: synced; position, sequence and
+//! chain hash exist from here on, a [`Receipt`] says so. *Applied*: in the files. Readers and files
+//! never pass *durable*.
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `cli` (default) | the command-line tool |
+//! | `tokio` | [`async_engine::AsyncEngine`](https://docs.rs/runwal) |
+//! | `testing` | a simulated disk, a crash explorer and the conformance suite for disks |
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("runwal needs a 64-bit target");
+#[cfg(not(target_os = "linux"))]
+compile_error!("runwal runs on Linux only");
+
+#[cfg(feature = "tokio")]
+pub mod async_engine;
 pub mod clock;
 pub mod disk;
+pub mod docs;
 pub mod engine;
 pub mod error;
 pub mod format;
@@ -15,4 +76,5 @@ pub mod run;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use error::{Error, ErrorKind};
 pub use journal::{Damage, JournalOptions, Receipt, Verdict, Verification};

@@ -12,17 +12,17 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The variable that tells a worker which run it belongs to, as `task/run`.
-pub const RUN_VARIABLE: &str = "RUNWAL_RUN";
+pub(crate) const RUN_VARIABLE: &str = "RUNWAL_RUN";
 /// The variable that tells which recorder started a worker: random, so that a run of the same name
 /// in another data directory is not taken for this one.
-pub const RECORDER_VARIABLE: &str = "RUNWAL_RECORDER";
+pub(crate) const RECORDER_VARIABLE: &str = "RUNWAL_RECORDER";
 
 const POLL: Duration = Duration::from_millis(5);
 const MAX_FILE_LEN: usize = 1 << 20;
 
 /// What tells a process from a later one with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Its id.
     pub pid: u32,
     /// When it was started, in clock ticks since the machine was.
@@ -58,7 +58,7 @@ fn parse_stat(stat: &[u8]) -> Option<(u32, u64, u8)> {
 }
 
 /// The identity of a running process; `None` if there is none of this id.
-pub fn identity(pid: u32) -> Option<Identity> {
+pub(crate) fn identity(pid: u32) -> Option<Identity> {
     let stat = read(&table().ok()?, &format!("{pid}/stat")).ok()?;
     parse_stat(&stat).map(|(_, start_ticks, _)| Identity { pid, start_ticks })
 }
@@ -107,7 +107,7 @@ fn signal(process: Identity, signal: Signal) -> bool {
 
 /// Ends what is left of a run whose recorder is dead: asks, waits for `grace`, then kills. Answers
 /// with how many processes it found.
-pub fn end_orphans(
+pub(crate) fn end_orphans(
     clock: &dyn Clock,
     run: &str,
     recorder: &str,

@@ -183,6 +183,12 @@ impl Reader {
         Ok(last.into_iter().filter(|(_, at)| *at > position).collect())
     }
 
+    /// Whether records behind `position` were lost where no index tells whose they were.
+    pub(crate) fn lost_behind(&mut self, position: Position) -> bool {
+        let at_end = self.handle.end_damage.iter().any(|d| d.to > position);
+        at_end || self.handle.view().is_some_and(|view| view.damage.iter().any(|d| d.to > position))
+    }
+
     /// The streams that have not ended.
     pub(crate) fn open_streams(&mut self) -> Vec<StreamId> {
         self.handle.view().map_or_else(Vec::new, |view| view.open_streams().keys().copied().collect())

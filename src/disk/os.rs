@@ -35,6 +35,9 @@ impl OsDisk {
     pub fn create(path: &Path) -> Result<Self> {
         match fs::mkdir(path, DIR_MODE) {
             Ok(()) => {
+                // The umask may have taken bits away that the owner needs.
+                fs::chmod(path, DIR_MODE)
+                    .map_err(|e| Error::io(format!("setting the mode of {}", path.display()), e.into()))?;
                 let parent = match path.parent() {
                     Some(parent) if !parent.as_os_str().is_empty() => parent,
                     _ => Path::new("."),
@@ -92,6 +95,23 @@ impl OsDisk {
         at.ok_or(Errno::INVAL)
     }
 
+    /// Opens as asked; answers whether the file was made.
+    fn open_or_make(&self, name: &str, how: Open, flags: OFlags) -> rustix::io::Result<(OwnedFd, bool)> {
+        if how != Open::CreateNew {
+            match self.resolve(name, flags, Mode::empty()) {
+                Err(Errno::NOENT) if how == Open::WriteOrCreate => {}
+                other => return other.map(|fd| (fd, false)),
+            }
+        }
+        match self.resolve(name, flags | OFlags::CREATE | OFlags::EXCL, FILE_MODE) {
+            // Somebody else has made it meanwhile.
+            Err(Errno::EXIST) if how == Open::WriteOrCreate => {
+                self.resolve(name, flags, Mode::empty()).map(|fd| (fd, false))
+            }
+            other => other.map(|fd| (fd, true)),
+        }
+    }
+
     /// The directory a name stands in, held open, and the last component.
     fn parent<'n>(&self, name: &'n str) -> rustix::io::Result<(OwnedFd, &'n str)> {
         let (dir, last) = name.rsplit_once('/').unwrap_or((".", name));
@@ -107,13 +127,10 @@ impl Disk for OsDisk {
         let flags = match how {
             Open::Read => OFlags::RDONLY | OFlags::NONBLOCK,
             Open::Write => OFlags::RDWR | OFlags::NONBLOCK,
-            Open::WriteOrCreate => OFlags::RDWR | OFlags::CREATE | OFlags::NONBLOCK,
-            Open::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
+            Open::WriteOrCreate | Open::CreateNew => OFlags::RDWR | OFlags::NONBLOCK,
             Open::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
         };
-        let creates = flags.contains(OFlags::CREATE);
-        let mode = if creates { FILE_MODE } else { Mode::empty() };
-        let fd = self.resolve(name, flags, mode).map_err(|e| self.error("opening", name, e))?;
+        let (fd, made) = self.open_or_make(name, how, flags).map_err(|e| self.error("opening", name, e))?;
         let file = OsFile { fd, name: self.path.join(name) };
         if how != Open::Directory {
             let kind = file.stat()?.kind;
@@ -124,7 +141,7 @@ impl Disk for OsDisk {
                 ));
             }
         }
-        if how == Open::CreateNew {
+        if made {
             // The umask may have taken bits away that the owner needs.
             fs::fchmod(&file.fd, FILE_MODE).map_err(|e| self.error("setting the mode of", name, e))?;
         }
@@ -346,7 +363,7 @@ fn kind_of(file_type: FileType) -> Kind {
     }
 }
 
-#[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, reason = "field types differ between architectures")]
+#[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "field types differ between architectures")]
 fn stat_of(stat: &fs::Stat) -> Stat {
     Stat {
         kind: kind_of(FileType::from_raw_mode(stat.st_mode)),

@@ -216,19 +216,25 @@ impl Log {
         let mut found = Vec::new();
         for stream in self.reader.open_streams() {
             let Some(info) = self.run_of(stream)? else { continue };
-            let mut recorder = None;
-            self.stream(stream, Seq(1), &mut |record| {
-                if let Body::Run(run) = &record.body {
-                    recorder = Some(run.recorder);
-                }
-                Ok(false)
-            })?;
+            let recorder = self.recorder_of(stream)?;
             let disk = &**self.reader.handle.disk();
             if recorder.is_some_and(|id| !crate::journal::live::seems_alive(disk, &id)) {
                 found.push(info);
             }
         }
         Ok(found)
+    }
+
+    /// The recorder of a run; `None` where its first record cannot be read, or it is not a run.
+    pub(super) fn recorder_of(&mut self, stream: StreamId) -> Result<Option<[u8; 16]>> {
+        let mut recorder = None;
+        self.stream(stream, Seq(1), &mut |record| {
+            if let Body::Run(run) = &record.body {
+                recorder = Some(run.recorder);
+            }
+            Ok(false)
+        })?;
+        Ok(recorder)
     }
 
     /// Sizes and counts, from the indexes.

@@ -18,14 +18,14 @@ use crate::clock::{Clock, Entropy, System};
 use crate::disk::Disk;
 use crate::disk::os::OsDisk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Draft, Target};
 use crate::journal::live::Alive;
-use crate::journal::{Batch, Damage, Journal, JournalOptions, Receipt};
+pub use crate::journal::Receipt;
+use crate::journal::{Batch, Damage, Draft, Journal, JournalOptions, Target};
 use crate::position::{Seq, StreamId, Time};
-use crate::record::{Body, RunPrepared, TICKS_STREAM, Tick};
+use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
 use publisher::Publisher;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Settings of an engine.
@@ -115,8 +115,8 @@ pub struct Engine {
     world: World,
     recorder: [u8; 16],
     boot: [u8; 16],
-    publisher: Option<Publisher>,
-    alive: Option<Alive>,
+    publisher: Option<Arc<Publisher>>,
+    alive: Mutex<Option<Alive>>,
 }
 
 impl Engine {
@@ -138,10 +138,10 @@ impl Engine {
         let boot = disk.session()?.boot;
         let alive = Alive::begin(&journal, &recorder)?;
         let mut engine =
-            Self { journal, world, recorder, boot, publisher: None, alive: Some(alive) };
+            Self { journal, world, recorder, boot, publisher: None, alive: Mutex::new(Some(alive)) };
         let report = repair::after_crash(&engine, &options, &opened)?;
         if options.publish {
-            engine.publisher = Some(Publisher::start(&engine.world)?);
+            engine.publisher = Some(Arc::new(Publisher::start(&engine.world)?));
         }
         Ok((engine, report))
     }
@@ -189,18 +189,25 @@ impl Engine {
         term: Option<u64>,
         then: Vec<NewRecord>,
     ) -> Result<Receipt> {
+        self.submit_run(request, created_at, term, then)?.wait()
+    }
+
+    /// The same without waiting: the ticket gives the receipt.
+    pub fn submit_run(
+        &self,
+        request: &RunPrepared,
+        created_at: Option<Time>,
+        term: Option<u64>,
+        then: Vec<NewRecord>,
+    ) -> Result<Ticket> {
         let first = NewRecord { created_at, ..Body::Run(Box::new(request.clone())).into() };
         let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), first)?];
         drafts[0].term = term;
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let receipt = self.journal.append(Batch { drafts, expected: None })?;
-        if let Some(publisher) = &self.publisher {
-            publisher.add(receipt.stream, request.name.clone());
-            publisher.poke(receipt.last);
-        }
-        Ok(receipt)
+        let ticket = self.journal.submit(Batch { drafts, expected: None })?;
+        Ok(Ticket { ticket, publisher: self.publisher.clone(), begins: Some(request.name.clone()) })
     }
 
     /// Appends records to a stream, all or nothing. Durable on return.
@@ -209,15 +216,18 @@ impl Engine {
     /// [`ErrorKind::Conflict`] where the stream's next sequence is not `expected`: somebody else,
     /// a recovery perhaps, has written to it.
     pub fn append(&self, stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>) -> Result<Receipt> {
+        self.submit(stream, expected, records)?.wait()
+    }
+
+    /// The same without waiting: the ticket gives the receipt. Tickets are made durable by whoever
+    /// waits for one next, several with one sync; dropping one does not take its records back.
+    pub fn submit(&self, stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>) -> Result<Ticket> {
         let drafts = records
             .into_iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
-        let receipt = self.journal.append(Batch { drafts, expected })?;
-        if let Some(publisher) = &self.publisher {
-            publisher.poke(receipt.last);
-        }
-        Ok(receipt)
+        let ticket = self.journal.submit(Batch { drafts, expected })?;
+        Ok(Ticket { ticket, publisher: self.publisher.clone(), begins: None })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
@@ -250,14 +260,15 @@ impl Engine {
     }
 
     /// Ends in order: files are published, the recorder's lock is given up.
-    pub fn close(mut self) -> Result<()> {
-        self.end()
+    pub fn close(self) -> Result<()> {
+        self.shut_down()
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// The same for an engine that is shared; a second time does nothing.
+    pub(crate) fn shut_down(&self) -> Result<()> {
         self.journal.flush();
-        let published = self.publisher.take().map_or(Ok(()), Publisher::stop);
-        let ended = match self.alive.take() {
+        let published = self.publisher.as_ref().map_or(Ok(()), |publisher| publisher.stop());
+        let ended = match self.alive.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // A poisoned handle writes nothing; its lock goes with it, and the next one recovers.
             Some(_) if self.is_poisoned() => Ok(()),
             Some(alive) => alive.end(),
@@ -289,9 +300,34 @@ impl Engine {
     }
 }
 
+/// Records that were accepted and are not known to be durable yet.
+#[derive(Debug)]
+pub struct Ticket {
+    ticket: crate::journal::Ticket,
+    publisher: Option<Arc<Publisher>>,
+    begins: Option<RunName>,
+}
+
+impl Ticket {
+    /// Waits until the records are durable or refused.
+    ///
+    /// # Errors
+    /// As [`Engine::append`] and [`Engine::begin_run`].
+    pub fn wait(self) -> Result<Receipt> {
+        let receipt = self.ticket.wait()?;
+        if let Some(publisher) = &self.publisher {
+            if let Some(name) = self.begins {
+                publisher.add(receipt.stream, name);
+            }
+            publisher.poke(receipt.last);
+        }
+        Ok(receipt)
+    }
+}
+
 impl Drop for Engine {
     fn drop(&mut self) {
         // Whoever wants to know how it ended calls `close`.
-        let _ = self.end();
+        let _ = self.shut_down();
     }
 }

@@ -12,6 +12,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// How often, and how far apart, the lock of a run's folder is tried for.
+const FOLDER_TRIES: u32 = 5_000;
+const FOLDER_PAUSE: Duration = Duration::from_millis(2);
 /// How long changes are gathered before files are touched again.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -48,7 +51,7 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct Publisher {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Publisher {
@@ -59,7 +62,7 @@ impl Publisher {
             .name("runwal-publish".to_owned())
             .spawn(move || work(&world, &for_thread))
             .map_err(|e| Error::io("starting the publishing thread", e))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// A run of this engine began.
@@ -97,13 +100,15 @@ impl Publisher {
         }
     }
 
-    pub(super) fn stop(mut self) -> Result<()> {
+    /// Publishes what is left and ends the thread; a second time does nothing.
+    pub(super) fn stop(&self) -> Result<()> {
         {
             let mut state = self.shared.hold();
             state.stop = true;
             self.shared.changed.notify_all();
         }
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             thread.join().map_err(|_| Error::new(ErrorKind::Io, "the publishing thread panicked"))?;
         }
         let state = self.shared.hold();
@@ -146,6 +151,17 @@ fn work(world: &World, shared: &Shared) {
     }
 }
 
+/// Begins to publish a run. Somebody who compares or rebuilds its files has to end first.
+fn create(world: &World, name: &RunName) -> Result<LiveRun> {
+    for _ in 0..FOLDER_TRIES {
+        if let Some(run) = LiveRun::create(Arc::clone(&world.disk), name)? {
+            return Ok(run);
+        }
+        world.clock.pause(FOLDER_PAUSE);
+    }
+    Err(Error::new(ErrorKind::Locked, format!("the folder of run {name} is locked by somebody else")))
+}
+
 fn publish(
     world: &World,
     log: &mut Option<Log>,
@@ -159,7 +175,7 @@ fn publish(
     log.refresh()?;
     let mut first_error = None;
     for (stream, name) in names {
-        match LiveRun::create(Arc::clone(&world.disk), &name) {
+        match create(world, &name) {
             Ok(run) => drop(runs.insert(stream, run)),
             Err(error) => first_error = first_error.or(Some(error)),
         }

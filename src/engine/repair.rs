@@ -92,13 +92,7 @@ fn end_dead_runs(engine: &Engine, options: &Options, report: &mut Report) -> Res
     let mut dead: BTreeMap<[u8; 16], Option<Dead>> = BTreeMap::new();
     for stream in open {
         let Some(info) = log.run_of(stream)? else { continue };
-        let mut recorder = None;
-        log.stream(stream, Seq(1), &mut |record| {
-            if let Body::Run(run) = &record.body {
-                recorder = Some(run.recorder);
-            }
-            Ok(false)
-        })?;
+        let recorder = log.recorder_of(stream)?;
         // Without its first record nothing is known of its recorder; it is left as it is.
         let Some(recorder) = recorder else {
             report.problems.push(format!("run {}: its first record cannot be read", info.name));
@@ -208,7 +202,8 @@ fn repair_files(engine: &Engine, report: &mut Report) -> Result<()> {
         if looks_right(&*disk, &folder, last) {
             continue;
         }
-        let Some(_lock) = lock_folder(&*disk, &folder)? else {
+        let lock = if is_recorded(&mut log, stream)? { None } else { lock_folder(&*disk, &folder)? };
+        let Some(_lock) = lock else {
             // Its recorder is at work; what it has not published is not projected.
             reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
             continue;
@@ -226,17 +221,29 @@ fn repair_files(engine: &Engine, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// Whether the recorder of a run is alive, so that its files are its own to publish: also in the
+/// moment before it has locked their folder.
+fn is_recorded(log: &mut Log, stream: StreamId) -> Result<bool> {
+    let recorder = log.recorder_of(stream)?;
+    let disk = &**log.reader.handle.disk();
+    Ok(recorder.is_some_and(|id| crate::journal::live::seems_alive(disk, &id)))
+}
+
 /// Compares, and with `write` rewrites, the files that one stream feeds.
 pub(crate) fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Result<Rebuilt> {
     let disk = std::sync::Arc::clone(log.reader.handle.disk());
     let run = log.run_of(stream)?;
     let last = log.end_of(stream)?.map_or(Position::ZERO, |(_, position)| position);
     let mut source = |visit: &mut dyn FnMut(&crate::record::Record)| {
-        log.stream(stream, Seq(1), &mut |record| {
+        let mut ended = false;
+        let damage = log.stream(stream, Seq(1), &mut |record| {
+            ended |= record.ends;
             visit(record);
             Ok(true)
-        })
-        .map(drop)
+        })?;
+        // Where the index itself was made by reading damaged bytes, records of a stream that has not
+        // ended may be among those that were lost.
+        Ok(damage.is_empty() && (ended || !log.reader.lost_behind(last)))
     };
     match run {
         Some(run) => rebuild_run(&*disk, &run.name, last, &mut source, write),

@@ -67,7 +67,7 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
         out.push((value & 0x7f) as u8 | 0x80);
         value >>= 7;
     }
-    out.push(value as u8);
+    out.push((value & 0x7f) as u8);
 }
 
 pub(super) fn put_zigzag(out: &mut Vec<u8>, value: i64) {

@@ -89,7 +89,7 @@ impl Footer {
         let mut out = Vec::with_capacity(FOOTER_HEADER_LEN + body.len());
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[0; 4]); // flags
-        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        out.extend_from_slice(&u32::try_from(body.len()).ok()?.to_le_bytes());
         out.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
         out.extend_from_slice(&[0; 4]);
         let crc = site.checksum(offset, &out);
@@ -146,7 +146,8 @@ impl Footer {
         for s in self.streams.values() {
             for (offset, seq) in &s.batches {
                 out.extend_from_slice(&offset.to_le_bytes());
-                out.extend_from_slice(&len((seq.0 - s.first_seq.0) as usize).to_le_bytes());
+                let delta = u32::try_from(seq.0 - s.first_seq.0).unwrap_or(u32::MAX);
+                out.extend_from_slice(&delta.to_le_bytes());
             }
         }
         out

@@ -233,15 +233,12 @@ impl<'a> Iterator for Records<'a> {
             return (!std::mem::take(&mut self.rest.0).is_empty()).then_some(Err(MALFORMED));
         }
         let record = self.record().unwrap_or(Err(MALFORMED));
-        match record {
-            Ok(_) => {
-                self.left -= 1;
-                self.position = Position(self.position.0 + 1);
-            }
-            Err(_) => {
-                self.left = 0;
-                self.rest = Take(&[]);
-            }
+        if record.is_ok() {
+            self.left -= 1;
+            self.position = Position(self.position.0 + 1);
+        } else {
+            self.left = 0;
+            self.rest = Take(&[]);
         }
         Some(record)
     }

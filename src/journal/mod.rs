@@ -22,9 +22,10 @@ use self::core::{Answer, Core, Encoded};
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
+pub(crate) use crate::format::{Draft, Target};
 use crate::format::{
-    Digest, Draft, FIRST_CAPACITY, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_CAPACITY, MAX_KEY_LEN, MAX_NAME_LEN,
-    MAX_PAYLOAD_LEN, Target,
+    Digest, FIRST_CAPACITY, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_CAPACITY, MAX_KEY_LEN, MAX_NAME_LEN,
+    MAX_PAYLOAD_LEN,
 };
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;

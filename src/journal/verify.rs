@@ -151,8 +151,14 @@ fn check_segment(handle: &mut ReadHandle, number: u64, found: &mut Verification)
     let segment = match Segment::open(&*disk, number, Open::Read) {
         Ok(segment) => segment,
         Err(Unopened::Failed(error)) => return Err(error),
-        // The walk meets it and knows what is lost with it.
-        Err(_) => return Ok(()),
+        // Behind the active segment no walk comes by; before it the walk knows what is lost.
+        Err(unopened) => {
+            if number > handle.active() {
+                let reason = unopened.into_error(number).message();
+                found.damage.push(Damage::new(number, 0, reason));
+            }
+            return Ok(());
+        }
     };
     let mut damaged = |offset: u64, reason: &str| found.damage.push(Damage::new(number, offset, reason));
     if let Some(offset) = segment.damaged_copy {

@@ -20,6 +20,7 @@ pub const TICKS_FOLDER: &str = "timed-jobs";
 
 const QUARANTINE: &str = "journal/quarantine";
 const STATE: &str = "state.json";
+const RUN_FOLDERS: [&str; 2] = ["checkpoints", "artifacts"];
 const BUFFER_LEN: usize = 256 << 10;
 const MAX_CACHE_LEN: u64 = 16 << 20;
 
@@ -146,6 +147,8 @@ trait Render {
     /// Whether records were missing.
     fn has_gap(&self) -> bool;
     fn position(&self) -> Position;
+    /// Folders that stand beside the files, whether or not there is anything in them.
+    fn folders(&self) -> &'static [&'static str];
 }
 
 impl Render for RunFold {
@@ -170,6 +173,10 @@ impl Render for RunFold {
     fn position(&self) -> Position {
         self.last_position()
     }
+
+    fn folders(&self) -> &'static [&'static str] {
+        &RUN_FOLDERS
+    }
 }
 
 impl Render for TickFold {
@@ -187,6 +194,10 @@ impl Render for TickFold {
 
     fn position(&self) -> Position {
         self.last_position()
+    }
+
+    fn folders(&self) -> &'static [&'static str] {
+        &[]
     }
 }
 
@@ -210,8 +221,9 @@ pub struct Rebuilt {
     pub damaged: bool,
 }
 
-/// Feeds all records of a stream, in order, to what it is given; may be asked to do it again.
-pub type Source<'s> = dyn FnMut(&mut dyn FnMut(&Record)) -> Result<()> + 's;
+/// Feeds all records of a stream, in order, to what it is given, and answers whether that was
+/// certainly all of them; may be asked to do it again.
+pub type Source<'s> = dyn FnMut(&mut dyn FnMut(&Record)) -> Result<bool> + 's;
 
 /// Compares the files of a run with its records, and with `write` makes them what they should be.
 /// `last` is the position of the run's last record as the index knows it.
@@ -256,9 +268,10 @@ fn rebuild(
         entry.1.update(bytes);
     };
     let mut render = fresh();
-    source(&mut |record| render.record(record, &mut sum))?;
+    let source_is_whole = source(&mut |record| render.record(record, &mut sum))?;
     render.end(&mut sum);
-    let mut rebuilt = Rebuilt { damaged: render.has_gap() || render.position() != last, ..Rebuilt::default() };
+    let whole = source_is_whole && !render.has_gap() && render.position() == last;
+    let mut rebuilt = Rebuilt { damaged: !whole, ..Rebuilt::default() };
     let wanted: BTreeMap<String, (u64, blake3::Hash)> =
         sums.into_iter().map(|(name, (len, hasher))| (name, (len, hasher.finalize()))).collect();
     for (name, (len, digest)) in &wanted {
@@ -274,6 +287,9 @@ fn rebuild(
         let names = rebuilt.differences.iter().filter_map(|d| d.file.strip_prefix(folder)?.strip_prefix('/'));
         let names: BTreeSet<String> = names.map(str::to_owned).collect();
         rewrite(disk, folder, &names, source, &mut *fresh())?;
+        for sub in render.folders() {
+            make_folders(disk, &format!("{folder}/{sub}"))?;
+        }
         rebuilt.rewritten = names.len() as u64;
     }
     let mut cached = Cached { position: last.0, files: BTreeMap::new() };
@@ -375,11 +391,11 @@ pub struct LiveRun {
     disk: Arc<dyn Disk>,
     folder: String,
     fold: RunFold,
-    logs: Option<[LiveLog; 3]>,
+    logs: [LiveLog; 3],
     wholes: Vec<(String, Vec<u8>)>,
     cached: Cached,
     dirty: bool,
-    _lock: Option<Arc<dyn File>>,
+    _lock: Arc<dyn File>,
 }
 
 #[derive(Debug)]
@@ -392,11 +408,12 @@ struct LiveLog {
 }
 
 impl LiveRun {
-    /// Makes the run's folder with its empty logs and takes its lock.
-    pub fn create(disk: Arc<dyn Disk>, name: &RunName) -> Result<Self> {
+    /// Makes the run's folder with its empty logs and takes its lock; `None` while somebody else,
+    /// a rebuild, has it.
+    pub fn create(disk: Arc<dyn Disk>, name: &RunName) -> Result<Option<Self>> {
         let folder = name.folder();
-        let lock = lock_folder(&*disk, &folder)?;
-        for sub in ["checkpoints", "artifacts"] {
+        let Some(lock) = lock_folder(&*disk, &folder)? else { return Ok(None) };
+        for sub in RUN_FOLDERS {
             make_folders(&*disk, &format!("{folder}/{sub}"))?;
         }
         let log = |log: LogFile| -> Result<LiveLog> {
@@ -407,16 +424,16 @@ impl LiveRun {
             Ok(LiveLog { name, file, len: 0, hasher, pending: Vec::new() })
         };
         let logs = [log(LogFile::Worker)?, log(LogFile::Stdout)?, log(LogFile::Stderr)?];
-        Ok(Self {
+        Ok(Some(Self {
             disk,
             folder,
             fold: RunFold::new(),
-            logs: Some(logs),
+            logs,
             wholes: Vec::new(),
             cached: Cached::default(),
             dirty: false,
             _lock: lock,
-        })
+        }))
     }
 
     /// What the records say so far.
@@ -429,21 +446,19 @@ impl LiveRun {
         let (logs, wholes) = (&mut self.logs, &mut self.wholes);
         self.fold.apply(record, &mut |change| match change {
             Change::Append(log, bytes) => {
-                if let Some(logs) = logs {
-                    logs[log as usize].pending.extend_from_slice(&bytes);
-                }
+                logs[log as usize].pending.extend_from_slice(&bytes);
             }
             Change::Whole(name, bytes) => wholes.push((name, bytes)),
         });
         self.dirty = true;
-        match &self.logs {
-            Some(logs) if logs.iter().any(|log| log.pending.len() >= 4 * BUFFER_LEN) => self.write_logs(),
-            _ => Ok(()),
+        if self.logs.iter().any(|log| log.pending.len() >= 4 * BUFFER_LEN) {
+            self.write_logs()?;
         }
+        Ok(())
     }
 
     fn write_logs(&mut self) -> Result<()> {
-        for log in self.logs.iter_mut().flatten().filter(|log| !log.pending.is_empty()) {
+        for log in self.logs.iter_mut().filter(|log| !log.pending.is_empty()) {
             log.file.write_at(&log.pending, log.len)?;
             log.hasher.update(&log.pending);
             log.len += log.pending.len() as u64;
@@ -469,7 +484,6 @@ impl LiveRun {
         let logs: Vec<_> = self
             .logs
             .iter()
-            .flatten()
             .map(|log| (log.name, log.len, log.hasher.finalize().to_hex().to_string()))
             .collect();
         for (name, len, digest) in logs {

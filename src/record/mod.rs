@@ -25,6 +25,10 @@ pub use run::{Bytes, ParentRun, RunPrepared};
 pub use tick::Tick;
 
 use crate::error::{Error, ErrorKind, Place, Result};
+
+/// The longest payload of one record; longer content spans records.
+pub const MAX_PAYLOAD_LEN: usize = 1 << 20;
+
 use crate::position::{Position, Seq, StreamId, Time};
 
 /// The frozen numbers of the kinds.

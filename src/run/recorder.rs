@@ -1,13 +1,11 @@
 //! The recorder of one run: the only writer of its stream.
 
-use crate::engine::{Ending, Engine, NewRecord, ending_records, ending_data, preview};
+use crate::engine::{Ending, Engine, NewRecord, Receipt, ending_data, ending_records, preview};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::MAX_PAYLOAD_LEN;
-use crate::journal::Receipt;
 use crate::position::{StreamId, Time};
 use crate::projection::{Counts, RENDERER, RunFold, summary_json};
 use crate::record::{
-    Body, Bytes, Channel, Checkpoint, FileFormat, Id, Level, Lifecycle, ParentRun, Replay, RunName,
+    MAX_PAYLOAD_LEN, Body, Bytes, Channel, Checkpoint, FileFormat, Id, Level, Lifecycle, ParentRun, Replay, RunName,
     RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
 };
 use serde::Serialize;

@@ -1,4 +1,8 @@
 //! All integration tests, in one binary.
 
+mod crash;
+mod decoder;
 mod disk;
+mod cli;
 mod format;
+mod tidy;

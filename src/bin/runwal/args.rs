@@ -83,9 +83,8 @@ impl Global {
             Color::Auto => {
                 use std::io::IsTerminal;
                 let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-                !std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
-                    && !dumb
-                    && std::io::stdout().is_terminal()
+                let asked_not_to = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+                !asked_not_to && !dumb && std::io::stdout().is_terminal()
             }
         }
     }
@@ -123,11 +122,15 @@ impl Global {
 
     /// The world for a command that writes: the directory is made, with a `.gitignore` of its own.
     pub(crate) fn created(&self) -> Result<World, Failure> {
-        let dir = self.dir();
-        let fresh = !dir.is_dir();
-        let world = World::create(&dir)?;
-        if fresh {
-            world.disk.open(".gitignore", runwal::disk::Open::CreateNew)?.write_at(b"*\n", 0)?;
+        const IGNORE: &str = ".gitignore";
+        let world = World::create(&self.dir())?;
+        if world.disk.stat(IGNORE)?.is_none() {
+            match world.disk.open(IGNORE, runwal::disk::Open::CreateNew) {
+                Ok(file) => file.write_at(b"*\n", 0)?,
+                // Another process makes the same directory at the same moment.
+                Err(_) if world.disk.stat(IGNORE)?.is_some() => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(world)
     }

@@ -83,6 +83,7 @@ fn after_cursor(log: &Log, cursor: &str) -> Result<Position, Failure> {
 /// Prints records, and remembers the names of their runs.
 struct Printer {
     json: bool,
+    colored: bool,
     journal: [u8; 16],
     names: BTreeMap<StreamId, Option<RunName>>,
 }
@@ -100,7 +101,7 @@ impl Printer {
         Ok(if self.json {
             show::record_json(record, name, &self.journal)
         } else {
-            show::record_text(record, name)
+            show::record_text(record, name, self.colored)
         })
     }
 }
@@ -117,7 +118,7 @@ pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
     let filter = Filter::new(&mut log, args)?;
     // Names are looked up beside the read, which holds its own handle.
     let mut names = global.log()?.ok_or_else(|| Failure::Usage("the journal went away".to_owned()))?;
-    let mut printer = Printer { json: global.json(), journal: log.journal_id(), names: BTreeMap::new() };
+    let mut printer = Printer { json: global.json(), colored: global.colored(), journal: log.journal_id(), names: BTreeMap::new() };
     let mut out = std::io::stdout().lock();
     let mut damaged = false;
     let mut ended = false;
@@ -140,10 +141,7 @@ pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
                     if !filter.fits(&record) {
                         continue;
                     }
-                    let line = match printer.line(&mut names, &record) {
-                        Ok(line) => line,
-                        Err(error) => return Err(error.into()),
-                    };
+                    let line = printer.line(&mut names, &record)?;
                     let hold = args.reverse || last.is_some();
                     if caught_up || !hold {
                         writeln!(out, "{line}")?;

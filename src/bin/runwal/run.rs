@@ -15,6 +15,8 @@ use std::os::unix::process::ExitStatusExt;
 const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
+/// ENOENT, which tells 127 from 126.
+const NO_SUCH_FILE: i32 = 2;
 
 /// Passes the worker's output on to our own.
 struct PassThrough {
@@ -79,48 +81,26 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
             };
             u8::try_from(code).unwrap_or(u8::MAX)
         }
-        Err(error) => failed(&error, global)?,
+        Err(error) => failed(&error, global),
     };
-    match engine.close() {
-        Ok(()) => Ok(code),
-        Err(error) if code == ENGINE_FAILED => {
-            show::error(&error, global.json());
-            Ok(code)
-        }
-        Err(error) => {
-            // Every record is durable; files that lag behind are repaired by the next command.
-            show::error(&error, global.json());
-            Ok(code)
-        }
+    if let Err(error) = engine.close() {
+        // What was acknowledged is durable; files that lag behind are repaired by the next command.
+        show::error(&error, global.json());
     }
+    Ok(code)
 }
 
-fn failed(error: &Error, global: &Global) -> Result<u8, Failure> {
+fn failed(error: &Error, global: &Global) -> u8 {
+    show::error(error, global.json());
     match (error.kind(), error.os_error()) {
         (ErrorKind::Conflict | ErrorKind::Misuse, _) => {
-            show::error(error, global.json());
             complain("runwal: nothing was started");
-            Ok(2)
+            2
         }
-        (ErrorKind::NotFound, Some(libc_enoent)) if libc_enoent == rustix_errno::NOENT => {
-            show::error(error, global.json());
-            Ok(NOT_FOUND)
-        }
-        (ErrorKind::NotFound, Some(_)) => {
-            show::error(error, global.json());
-            Ok(NOT_EXECUTABLE)
-        }
-        _ => {
-            show::error(error, global.json());
-            Ok(ENGINE_FAILED)
-        }
+        (ErrorKind::NotFound, Some(NO_SUCH_FILE)) => NOT_FOUND,
+        (ErrorKind::NotFound, Some(_)) => NOT_EXECUTABLE,
+        _ => ENGINE_FAILED,
     }
-}
-
-/// The one number of the operating system that tells 127 from 126.
-mod rustix_errno {
-    /// ENOENT on Linux.
-    pub(super) const NOENT: i32 = 2;
 }
 
 fn request(args: &RunArgs) -> Result<RunRequest, Failure> {
@@ -134,6 +114,9 @@ fn request(args: &RunArgs) -> Result<RunRequest, Failure> {
     request.worker_kind.clone_from(&args.worker);
     request.command = args.command.iter().map(|arg| arg.as_bytes().to_vec()).collect();
     let tree = match &args.directory {
+        Some(dir) if !dir.is_dir() => {
+            return Err(Failure::Usage(format!("{} is no directory to work in", dir.display())));
+        }
         Some(dir) => std::path::absolute(dir).map_err(Failure::Output)?,
         None => std::env::current_dir().map_err(Failure::Output)?,
     };
@@ -158,7 +141,7 @@ fn make_up_id() -> Result<String, Failure> {
     let millis = u64::try_from(system.now().0 / 1_000_000).unwrap_or(0);
     let random = system.number()? & 0xff_ffff_ffff;
     let digits = |number: u64, count: u32| {
-        (0..count).rev().map(move |i| char::from(DIGITS[(number >> (5 * i)) as usize & 31])).collect::<String>()
+        (0..count).rev().map(move |i| char::from(DIGITS[usize::try_from((number >> (5 * i)) & 31).unwrap_or(0)])).collect::<String>()
     };
     Ok(digits(millis, 10) + &digits(random, 8))
 }

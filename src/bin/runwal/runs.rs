@@ -82,7 +82,7 @@ fn table(out: &mut impl Write, runs: &VecDeque<RunFold>) -> std::io::Result<()> 
             request.name.task.to_string(),
             request.step.to_string(),
             state.status.map_or("-", Status::word).to_owned(),
-            state.started_at.map_or_else(|| "-".to_owned(), |t| t.to_millis_string()),
+            state.started_at.map_or_else(|| "-".to_owned(), runwal::position::Time::to_millis_string),
             duration,
             exit,
             counts.records.to_string(),

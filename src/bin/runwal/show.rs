@@ -6,7 +6,7 @@ use runwal::Damage;
 use runwal::error::Error;
 use runwal::position::Position;
 use runwal::projection::{meta_value, tick_line};
-use runwal::record::{Body, JsonText, Record, RunName, escape_line};
+use runwal::record::{Body, JsonText, Level, Record, RunName, escape_line};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::fmt::Write as _;
@@ -203,7 +203,7 @@ pub(crate) fn record_json(record: &Record, run: Option<&RunName>, journal: &[u8;
 }
 
 /// A record on one line for people, with nothing in it that could move the cursor.
-pub(crate) fn record_text(record: &Record, run: Option<&RunName>) -> String {
+pub(crate) fn record_text(record: &Record, run: Option<&RunName>, colored: bool) -> String {
     let name = run.map_or_else(|| "-".to_owned(), ToString::to_string);
     let what = match &record.body {
         Body::Run(run) => {
@@ -233,5 +233,11 @@ pub(crate) fn record_text(record: &Record, run: Option<&RunName>) -> String {
         _ => String::new(),
     };
     let kind = record.body.kind_name();
-    format!("{} {name} {} {kind} {}", record.created_at.to_millis_string(), record.seq, escape_line(&what))
+    let what = escape_line(&what);
+    let what = match &record.body {
+        Body::Lifecycle(event) if colored && event.level == Level::Error => format!("\x1b[31m{what}\x1b[0m"),
+        Body::Lifecycle(event) if colored && event.level == Level::Warn => format!("\x1b[33m{what}\x1b[0m"),
+        _ => what,
+    };
+    format!("{} {name} {} {kind} {what}", record.created_at.to_millis_string(), record.seq)
 }

@@ -1,7 +1,13 @@
-//! What tests need: the conformance suite for [`Disk`](crate::disk::Disk).
+//! What tests need: the conformance suite for [`Disk`](crate::disk::Disk), the crash explorer and
+//! the ledger it judges by, the damage matrix.
 //!
 //! The simulated disk is [`disk::sim`](crate::disk::sim), the manual clock and the reproducible
 //! entropy are in [`clock`](crate::clock).
+
+pub mod explorer;
+pub mod oracle;
+pub mod stage;
+pub mod workloads;
 
 /// Checks that every [`Disk`](crate::disk::Disk) must pass, as far as they can be made without
 /// crashing.

@@ -1,0 +1,132 @@
+//! The engine for asynchronous callers: the same journal behind a commit thread of its own, so
+//! that no append ever blocks a thread of the runtime on the disk.
+
+use crate::engine::{Engine, NewRecord, Receipt, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::position::{Seq, StreamId, Time};
+use crate::record::RunPrepared;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// How many appends may be accepted and not yet taken up; a further one waits for a place.
+pub const MAX_WAITING: usize = 1024;
+
+#[derive(Debug)]
+enum Job {
+    Append { stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>, answer: Answer },
+    Begin { request: Box<RunPrepared>, created_at: Option<Time>, term: Option<u64>, then: Vec<NewRecord>, answer: Answer },
+    Close { answer: oneshot::Sender<Result<()>> },
+}
+
+type Answer = oneshot::Sender<Result<Receipt>>;
+
+/// A handle on an engine, cheap to clone; all clones share one commit thread.
+///
+/// # Cancellation
+/// A future dropped before it was polled to the end of its queueing has written nothing. Dropped
+/// later, the append goes on without it: the record is in the journal, whole, or it is not.
+#[derive(Debug, Clone)]
+pub struct AsyncEngine {
+    jobs: mpsc::Sender<Job>,
+    engine: Arc<Engine>,
+}
+
+impl AsyncEngine {
+    /// Takes an engine over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] where the commit thread cannot be started.
+    pub fn new(engine: Engine) -> Result<Self> {
+        let (jobs, waiting) = mpsc::channel(MAX_WAITING);
+        let engine = Arc::new(engine);
+        let for_thread = Arc::clone(&engine);
+        std::thread::Builder::new()
+            .name("runwal-commit".to_owned())
+            .spawn(move || commit(&for_thread, waiting))
+            .map_err(|e| Error::io("starting the commit thread", e))?;
+        Ok(Self { jobs, engine })
+    }
+
+    /// The blocking engine behind it: for reading, and for threads that may block.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Appends records to a stream, all or nothing. Durable when the future is ready.
+    ///
+    /// # Errors
+    /// As [`Engine::append`].
+    pub async fn append(
+        &self,
+        stream: StreamId,
+        expected: Option<Seq>,
+        records: Vec<NewRecord>,
+    ) -> Result<Receipt> {
+        self.ask(|answer| Job::Append { stream, expected, records, answer }).await
+    }
+
+    /// Opens the stream of a run with its first records. Durable when the future is ready.
+    ///
+    /// # Errors
+    /// As [`Engine::begin_run`].
+    pub async fn begin_run(
+        &self,
+        request: RunPrepared,
+        created_at: Option<Time>,
+        term: Option<u64>,
+        then: Vec<NewRecord>,
+    ) -> Result<Receipt> {
+        let request = Box::new(request);
+        self.ask(|answer| Job::Begin { request, created_at, term, then, answer }).await
+    }
+
+    /// Commits everything accepted so far and ends in order. Appends of other clones fail from
+    /// then on.
+    ///
+    /// # Errors
+    /// As [`Engine::close`].
+    pub async fn close(self) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job::Close { answer }).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(job(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Reopen, "the engine was closed")
+}
+
+/// The commit thread: hands in whatever waits, so that it shares a sync, then answers.
+fn commit(engine: &Engine, mut waiting: mpsc::Receiver<Job>) {
+    let mut jobs = Vec::new();
+    while waiting.blocking_recv_many(&mut jobs, MAX_WAITING) > 0 {
+        let mut pending: Vec<(Answer, Result<Ticket>)> = Vec::new();
+        let mut close = None;
+        for job in jobs.drain(..) {
+            match job {
+                Job::Append { stream, expected, records, answer } => {
+                    pending.push((answer, engine.submit(stream, expected, records)));
+                }
+                Job::Begin { request, created_at, term, then, answer } => {
+                    pending.push((answer, engine.submit_run(&request, created_at, term, then)));
+                }
+                Job::Close { answer } => close = Some(answer),
+            }
+        }
+        for (answer, ticket) in pending {
+            // Whoever dropped the future does not want to know; the record is written all the same.
+            let _ = answer.send(ticket.and_then(Ticket::wait));
+        }
+        if let Some(answer) = close {
+            waiting.close();
+            let _ = answer.send(engine.shut_down());
+            return;
+        }
+    }
+}

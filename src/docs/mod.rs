@@ -1,0 +1,9 @@
+//! Longer documents.
+
+/// The map of the code and its invariants.
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+/// What is assumed of the disk, what is promised, what is not, and how it is tested.
+#[doc = include_str!("durability.md")]
+pub mod durability {}

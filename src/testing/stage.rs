@@ -1,0 +1,332 @@
+//! A machine with its ledger, and the processes that act on it: what workloads are written in.
+
+use super::oracle::Ledger;
+use crate::clock::{ManualClock, SeededEntropy};
+use crate::disk::sim::{SimDisk, SimWorld};
+use crate::engine::{Engine, Entry, Log, NewRecord, Options, World};
+use crate::error::{Error, ErrorKind};
+use crate::format::{Draft, Target};
+use crate::journal::{Batch, Journal, JournalOptions, Receipt, Verdict};
+use crate::position::{Position, Seq, StreamId, Time};
+use crate::record::{
+    Body, Channel, Id, JsonText, Level, Lifecycle, Record, RunName, RunPrepared, Tick, kind, terminal,
+};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Stage {
+    /// The machine.
+    pub world: SimWorld,
+    /// What was promised.
+    pub ledger: Ledger,
+    /// What was wrong on the way.
+    pub problems: Vec<String>,
+    /// How often reading was put off.
+    pub retries: u64,
+    seeds: u64,
+    bodies: u64,
+    journal: JournalOptions,
+    faulty: bool,
+}
+
+/// A process that has the journal open for writing.
+#[derive(Debug)]
+pub struct Writer {
+    /// What it sees of the machine.
+    pub disk: SimDisk,
+    world: World,
+    engine: Engine,
+}
+
+impl Writer {
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+impl Stage {
+    /// An empty machine, on which segments have these capacities.
+    pub fn new(first_capacity: u64, max_capacity: u64) -> Self {
+        let patience = Duration::from_millis(5);
+        Self {
+            world: SimWorld::new(),
+            ledger: Ledger::default(),
+            problems: Vec::new(),
+            retries: 0,
+            seeds: 0,
+            bodies: 0,
+            journal: JournalOptions { patience, first_capacity, max_capacity },
+            faulty: false,
+        }
+    }
+
+    /// The same on another machine.
+    #[must_use]
+    pub fn on(&self, world: SimWorld) -> Self {
+        Self {
+            world,
+            ledger: self.ledger.clone(),
+            problems: self.problems.clone(),
+            retries: self.retries,
+            ..*self
+        }
+    }
+
+    /// An independent copy, without the processes.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        self.on(self.world.fork())
+    }
+
+    /// From here on operations may fail, and calls with them.
+    pub fn expect_faults(&mut self, faulty: bool) {
+        self.faulty = faulty;
+    }
+
+    /// Cuts the power now; of what is volatile, nothing is kept, or everything.
+    pub fn restart(&mut self, keep: bool) {
+        let fate = if keep { crate::disk::sim::Fate::New } else { crate::disk::sim::Fate::Old };
+        self.world = self.world.power_cut(&mut |_| fate);
+    }
+
+    /// The settings of the journal.
+    pub fn options(&self) -> Options {
+        Options { journal: self.journal, publish: false, end_orphans: false, ..Options::default() }
+    }
+
+    /// A new process, which sees the machine through this mount.
+    pub fn process(&mut self, mount: u64) -> (SimDisk, World) {
+        self.seeds += 1;
+        let disk = self.world.process(mount);
+        let world = World {
+            disk: Arc::new(disk.clone()),
+            clock: Arc::new(ManualClock::new(Time(1_774_138_420_000_000_000))),
+            entropy: Arc::new(SeededEntropy::new(self.seeds << 20)),
+        };
+        (disk, world)
+    }
+
+    fn complain(&mut self, doing: &str, error: &Error) {
+        if !(self.faulty && matches!(error.kind(), ErrorKind::Io | ErrorKind::Reopen | ErrorKind::Full)) {
+            self.problems.push(format!("{doing}: {} {error}", error.kind().code()));
+        }
+    }
+
+    /// Opens for writing in a new process.
+    pub fn open(&mut self, mount: u64) -> Option<Writer> {
+        let (disk, world) = self.process(mount);
+        match Engine::open_in(world.clone(), self.options()) {
+            Ok((engine, _)) => Some(Writer { disk, world, engine }),
+            Err(error) => {
+                self.complain("opening for writing", &error);
+                None
+            }
+        }
+    }
+
+    fn body(&mut self, len: usize) -> Body {
+        self.bodies += 1;
+        let mut bytes = self.bodies.to_le_bytes().to_vec();
+        bytes.resize(len.max(8), b'x');
+        Body::Chunk(Channel::Stdout, bytes)
+    }
+
+    fn hand_in(
+        &mut self,
+        writer: &Writer,
+        bodies: Vec<Body>,
+        call: impl FnOnce(&Engine) -> Result<Receipt, Error>,
+    ) -> Option<Receipt> {
+        if !writer.disk.is_alive() {
+            return None;
+        }
+        let batch = self.ledger.submit(bodies);
+        let poisoned = writer.engine.is_poisoned();
+        let answer = call(&writer.engine);
+        if writer.disk.is_alive() {
+            self.ledger.answered(batch, &answer);
+        }
+        match answer {
+            Ok(_) if poisoned => self.problems.push("a poisoned handle gave a receipt".to_owned()),
+            Err(_) if poisoned => self.ledger.refused(batch),
+            Err(error) if error.kind() != ErrorKind::Conflict => self.complain("appending", &error),
+            Err(_) => {}
+            Ok(receipt) => return Some(receipt),
+        }
+        None
+    }
+
+    /// Begins a run whose recorder is this writer.
+    pub fn begin(&mut self, writer: &Writer, task: &str) -> Option<StreamId> {
+        self.bodies += 1;
+        let name = RunName { task: Id::new(task).ok()?, run: Id::new(format!("r{}", self.bodies)).ok()? };
+        let run = RunPrepared {
+            step: name.run.clone(),
+            name,
+            attempt: 1,
+            step_kind: None,
+            worker_kind: None,
+            command: Vec::new(),
+            working_tree: None,
+            environment: Vec::new(),
+            timeout_ms: None,
+            grace_ms: 0,
+            checkpoints: false,
+            recorder: writer.engine.recorder_id(),
+            boot: writer.engine.boot_id(),
+            controller: None,
+            host: String::new(),
+            labels: Vec::new(),
+            parent: None,
+            renderer: 1,
+        };
+        let more = self.body(8);
+        let bodies = vec![Body::Run(Box::new(run.clone())), more.clone()];
+        self.hand_in(writer, bodies, |engine| engine.begin_run(&run, None, None, vec![more.into()]))
+            .map(|receipt| receipt.stream)
+    }
+
+    /// Appends one batch of records of these lengths.
+    pub fn append(&mut self, writer: &Writer, stream: Option<StreamId>, lens: &[usize]) -> Option<Receipt> {
+        let stream = stream?;
+        let bodies: Vec<_> = lens.iter().map(|len| self.body(*len)).collect();
+        let records: Vec<NewRecord> = bodies.iter().cloned().map(NewRecord::from).collect();
+        self.hand_in(writer, bodies, |engine| engine.append(stream, None, records))
+    }
+
+    /// Ends a run.
+    pub fn finish(&mut self, writer: &Writer, stream: Option<StreamId>) {
+        let Some(stream) = stream else { return };
+        let last = self.body(30);
+        let event = Body::Lifecycle(Lifecycle::new(terminal::COMPLETED, Level::Info, format!("{last:?}")));
+        let records = vec![last.clone().into(), NewRecord { ends: true, ..event.clone().into() }];
+        self.hand_in(writer, vec![last, event], |engine| engine.append(stream, None, records));
+    }
+
+    /// Appends a record of the timed jobs.
+    pub fn tick(&mut self, writer: &Writer) {
+        self.bodies += 1;
+        let tick = Tick {
+            batch_id: self.bodies.to_string(),
+            runner: "r".to_owned(),
+            stage: "s".to_owned(),
+            result: None,
+            error: None,
+            duration_ms: None,
+            details: JsonText::empty(),
+        };
+        self.hand_in(writer, vec![Body::Tick(tick.clone())], |engine| engine.append_tick(tick, None));
+    }
+
+    /// Commits several batches, of one record each, with one write and one sync.
+    pub fn group(&mut self, writer: &Writer, stream: Option<StreamId>, lens: &[usize]) {
+        let Some(stream) = stream.filter(|_| writer.disk.is_alive()) else { return };
+        let World { disk, clock, entropy } = writer.world.clone();
+        let journal = match Journal::open(disk, clock, entropy, self.journal) {
+            Ok((journal, _)) => journal,
+            Err(error) => return self.complain("opening for a group", &error),
+        };
+        let mut tickets = Vec::new();
+        for len in lens {
+            let body = self.body(*len);
+            let Body::Chunk(_, payload) = body.clone() else { continue };
+            let batch = self.ledger.submit(vec![body]);
+            let draft = Draft {
+                target: Target::Stream(stream),
+                seq: Seq::ZERO,
+                kind: kind::STDOUT,
+                version: 1,
+                close: false,
+                more: false,
+                time: Time(1_774_138_420_000_000_000),
+                created: None,
+                key: None,
+                term: None,
+                payload,
+            };
+            match journal.submit(Batch { drafts: vec![draft], expected: None }) {
+                Ok(ticket) => tickets.push((batch, ticket)),
+                Err(error) => self.complain("handing in", &error),
+            }
+        }
+        journal.flush();
+        for (batch, ticket) in tickets {
+            let answer = ticket.wait();
+            if writer.disk.is_alive() {
+                self.ledger.answered(batch, &answer);
+            }
+            if let Err(error) = answer {
+                self.complain("committing a group", &error);
+            }
+        }
+    }
+
+    /// Ends a writer in order.
+    pub fn close(&mut self, writer: Writer) {
+        if let Err(error) = writer.engine.close()
+            && writer.disk.is_alive()
+        {
+            self.complain("closing", &error);
+        }
+    }
+
+    /// Opens for reading in a new process, reads everything, and lets the ledger judge it.
+    pub fn look(&mut self, mount: u64) {
+        if let Some(mut log) = self.open_log(mount) {
+            self.judge(&mut log);
+        }
+    }
+
+    /// Opens for reading in a new process.
+    pub fn open_log(&mut self, mount: u64) -> Option<Log> {
+        let (_, world) = self.process(mount);
+        match Log::open_in(&world) {
+            Ok(log) => return Some(log),
+            Err(error) if error.kind() == ErrorKind::Retry => self.retries += 1,
+            Err(error) if error.kind() == ErrorKind::NotFound && !self.ledger.promised() => {}
+            Err(error) => self.complain("opening for reading", &error),
+        }
+        None
+    }
+
+    /// Reads everything through a log, and lets the ledger judge it.
+    pub fn judge(&mut self, log: &mut Log) -> Vec<Record> {
+        match read_all(log) {
+            Ok((records, damage)) if damage.is_empty() => {
+                if let Err(complaint) = self.ledger.check(&records) {
+                    self.problems.push(complaint);
+                }
+                return records;
+            }
+            Ok((_, damage)) => self.problems.push(format!("damage in an undamaged journal: {damage:?}")),
+            Err(error) => self.complain("reading", &error),
+        }
+        Vec::new()
+    }
+
+    /// Verifies; the verdict must not be worse than this.
+    pub fn verify(&mut self, log: &mut Log, worst: Verdict) {
+        match log.verify(&mut |_| {}) {
+            Ok(found) if found.verdict <= worst && found.damage.is_empty() => {}
+            Ok(found) => self.problems.push(format!("an undamaged journal is judged {found:?}")),
+            Err(error) if error.kind() == ErrorKind::Retry => self.retries += 1,
+            Err(error) => self.complain("verifying", &error),
+        }
+    }
+}
+
+/// Every record from the first one on, and the damage between them.
+pub fn read_all(log: &mut Log) -> Result<(Vec<Record>, Vec<crate::journal::Damage>), Error> {
+    let (mut records, mut damage) = (Vec::new(), Vec::new());
+    let mut reading = log.records(Position(1))?;
+    while let Some(entry) = reading.next()? {
+        match entry {
+            Entry::Record(record) => records.push(record),
+            Entry::Damage(found) => damage.push(found),
+        }
+    }
+    Ok((records, damage))
+}

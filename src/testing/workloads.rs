@@ -1,0 +1,220 @@
+//! Short uses of the log, each of them to be interrupted everywhere.
+
+use super::stage::Stage;
+
+/// What is done to a machine: first undisturbed, then with a crash or a failure somewhere.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload {
+    /// What it is called in reports.
+    pub name: &'static str,
+    /// The capacities of segments: the first one's, and what they grow to.
+    pub capacity: (u64, u64),
+    /// Done undisturbed.
+    pub before: fn(&mut Stage),
+    /// Done with one fault at one operation.
+    pub act: fn(&mut Stage),
+}
+
+const ROOMY: (u64, u64) = (64 << 10, 64 << 10);
+const NARROW: (u64, u64) = (1400, 1400);
+
+/// All of them.
+pub const ALL: &[Workload] = &[
+    Workload { name: "create", capacity: ROOMY, before: nothing, act: open_and_close },
+    Workload { name: "appends", capacity: ROOMY, before: nothing, act: appends },
+    Workload { name: "continue", capacity: ROOMY, before: a_run_that_ended, act: appends },
+    Workload { name: "large", capacity: ROOMY, before: a_run_that_ended, act: large_batch },
+    Workload { name: "group", capacity: ROOMY, before: nothing, act: group },
+    Workload { name: "roll", capacity: NARROW, before: a_run_that_ended, act: rolls },
+    Workload { name: "ticks", capacity: NARROW, before: a_run_that_ended, act: ticks },
+    Workload { name: "dead-recorder", capacity: ROOMY, before: a_run_without_end, act: open_and_close },
+    Workload { name: "dead-narrow", capacity: NARROW, before: a_run_without_end, act: appends },
+    Workload { name: "next-boot", capacity: ROOMY, before: another_boot, act: appends },
+    Workload { name: "doubt-next-boot", capacity: ROOMY, before: doubt_then_boot, act: reading_then_writing },
+    Workload { name: "doubt-same-boot", capacity: ROOMY, before: doubt, act: reading_then_writing },
+    Workload { name: "two-processes", capacity: ROOMY, before: nothing, act: two_processes },
+    Workload { name: "two-narrow", capacity: NARROW, before: a_run_that_ended, act: two_processes },
+    Workload { name: "two-mounts", capacity: ROOMY, before: another_boot, act: two_mounts },
+    Workload { name: "readers", capacity: NARROW, before: a_run_that_ended, act: readers_between },
+    Workload { name: "copied", capacity: ROOMY, before: a_copy, act: appends },
+    Workload { name: "after-roll-crash", capacity: NARROW, before: roll_cut_short, act: appends },
+];
+
+fn nothing(_: &mut Stage) {}
+
+fn open_and_close(stage: &mut Stage) {
+    if let Some(writer) = stage.open(1) {
+        stage.close(writer);
+    }
+}
+
+fn appends(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[20]);
+    stage.append(&writer, run, &[300, 10, 500]);
+    stage.finish(&writer, run);
+    stage.close(writer);
+}
+
+fn a_run_that_ended(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "before");
+    stage.append(&writer, run, &[100]);
+    stage.finish(&writer, run);
+    stage.close(writer);
+}
+
+fn large_batch(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[3000]);
+    stage.append(&writer, run, &[1, 1500]);
+    stage.close(writer);
+}
+
+fn group(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "a");
+    stage.group(&writer, run, &[400, 700, 30, 500]);
+    stage.group(&writer, run, &[600, 10]);
+}
+
+fn rolls(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "a");
+    for len in [200, 700, 900] {
+        stage.append(&writer, run, &[len]);
+    }
+    stage.finish(&writer, run);
+    stage.close(writer);
+}
+
+fn ticks(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    for _ in 0..4 {
+        stage.tick(&writer);
+    }
+    stage.close(writer);
+}
+
+fn a_run_without_end(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "left");
+    stage.append(&writer, run, &[100]);
+    writer.disk.kill();
+}
+
+fn another_boot(stage: &mut Stage) {
+    a_run_that_ended(stage);
+    stage.restart(false);
+}
+
+/// A group that was written and not synced, by a process that died.
+fn doubt(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "left");
+    let start = stage.world.operations();
+    // Busy word, frames; then the sync.
+    stage.world.fail_at(start + 3, crate::disk::sim::Fault::Kill);
+    stage.expect_faults(true);
+    stage.append(&writer, run, &[700]);
+    stage.expect_faults(false);
+    stage.world.clear_faults();
+}
+
+fn doubt_then_boot(stage: &mut Stage) {
+    doubt(stage);
+    stage.restart(true);
+}
+
+fn reading_then_writing(stage: &mut Stage) {
+    stage.look(1);
+    if let Some(writer) = stage.open(1) {
+        stage.look(1);
+        let run = stage.begin(&writer, "a");
+        stage.append(&writer, run, &[100]);
+        stage.look(1);
+        stage.finish(&writer, run);
+    }
+    stage.look(1);
+}
+
+fn two_processes(stage: &mut Stage) {
+    let one = stage.open(1);
+    let run_one = one.as_ref().and_then(|w| stage.begin(w, "one"));
+    let two = stage.open(1);
+    let run_two = two.as_ref().and_then(|w| stage.begin(w, "two"));
+    for len in [100, 300, 600] {
+        if let Some(writer) = &one {
+            stage.append(writer, run_one, &[len]);
+        }
+        stage.look(1);
+        if let Some(writer) = &two {
+            stage.append(writer, run_two, &[len, 20]);
+        }
+    }
+    for (writer, run) in [(one, run_one), (two, run_two)] {
+        if let Some(writer) = writer {
+            stage.finish(&writer, run);
+            stage.close(writer);
+        }
+    }
+}
+
+fn two_mounts(stage: &mut Stage) {
+    stage.look(2);
+    let one = stage.open(1);
+    let run = one.as_ref().and_then(|w| stage.begin(w, "one"));
+    stage.look(2);
+    if let Some(two) = stage.open(2) {
+        stage.tick(&two);
+        stage.look(1);
+        if let Some(writer) = &one {
+            stage.append(writer, run, &[100]);
+        }
+        stage.look(2);
+        stage.tick(&two);
+        stage.close(two);
+    }
+    if let Some(writer) = one {
+        stage.finish(&writer, run);
+        stage.close(writer);
+    }
+}
+
+fn readers_between(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let mut follower = stage.open_log(1);
+    let run = stage.begin(&writer, "a");
+    for len in [300, 900, 20] {
+        stage.append(&writer, run, &[len]);
+        if let Some(log) = &mut follower
+            && log.refresh().is_ok()
+        {
+            stage.judge(log);
+        }
+        stage.look(2);
+    }
+    stage.close(writer);
+}
+
+fn a_copy(stage: &mut Stage) {
+    a_run_that_ended(stage);
+    stage.world = stage.world.copy_to_new_inodes();
+}
+
+/// A roll that died before the next segment had its name.
+fn roll_cut_short(stage: &mut Stage) {
+    a_run_that_ended(stage);
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "left");
+    stage.append(&writer, run, &[200]);
+    let start = stage.world.operations();
+    // Busy word, footer, its sync, the temporary file, its content; then its sync.
+    stage.world.fail_at(start + 6, crate::disk::sim::Fault::Kill);
+    stage.expect_faults(true);
+    stage.append(&writer, run, &[900]);
+    stage.expect_faults(false);
+    stage.world.clear_faults();
+}
