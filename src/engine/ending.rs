@@ -4,10 +4,10 @@
 
 use super::NewRecord;
 use crate::error::Result;
-use crate::position::{Position, Seq, StreamId, Time};
-use crate::projection::RunFold;
+use crate::position::{Position, Seq, Time};
+use crate::projection::{RunFold, Stamp};
 use crate::record::{
-    Body, Checkpoint, FileFormat, JsonText, Level, Lifecycle, Record, Replay, StatePatch, Status,
+    Body, Checkpoint, FileFormat, JsonText, Level, Lifecycle, Replay, StatePatch, Status,
     checkpoint_type,
 };
 use serde::Serialize;
@@ -77,19 +77,16 @@ pub fn ending_records(fold: &RunFold, now: Time, before: Vec<NewRecord>, ending:
 
 /// Lets a fold see a record before it has a place.
 pub(crate) fn preview(fold: &mut RunFold, record: &NewRecord, now: Time) {
-    let record = Record {
+    let stamp = Stamp {
         position: Position(fold.last_position().0 + 1),
-        stream: StreamId::ZERO,
         seq: Seq(fold.last_seq().0 + 1),
-        time: now,
-        created_at: record.created_at.unwrap_or(now),
+        created_at: record.created_at.or(record.time).unwrap_or(now),
         ends: record.ends,
         more: record.more,
         term: None,
         len: 0,
-        body: record.body.clone(),
     };
-    fold.apply(&record, &mut |_| {});
+    fold.take(stamp, &record.body, &mut |_| {});
 }
 
 /// The data of a terminal event.

@@ -259,6 +259,12 @@ impl Engine {
         }
     }
 
+    /// Runs `work` while no commit of this process is under way: the moment to stop the process
+    /// (Ctrl-Z) without leaving others to wait for the journal's lock.
+    pub fn between_commits<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.journal.between_commits(work)
+    }
+
     /// Ends in order: files are published, the recorder's lock is given up.
     pub fn close(self) -> Result<()> {
         self.shut_down()

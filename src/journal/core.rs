@@ -76,12 +76,9 @@ impl Core {
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .hint("Put the data directory on a local file system; nothing was written."));
         }
-        let made = disk.create_dir(FOLDER)?;
+        disk.create_dir(FOLDER)?;
         let lock = Lock::open(&*disk, true)?.ok_or_else(|| Error::misuse("the lock file cannot be made"))?;
         let mark = create_mark(&*disk)?;
-        if made {
-            disk.sync_dir(".")?;
-        }
         let mark_view = MarkView::ABSENT;
         Ok(Self { disk, clock, entropy, options, lock, mark, mark_view, view: None, poisoned: None })
     }
@@ -198,6 +195,8 @@ impl Core {
     fn create_first(&mut self, mark: &MarkView) -> Result<()> {
         self.guard(|core| {
             recovery::sweep(&*core.disk)?;
+            // Whoever made the folder may have died before it was durable.
+            core.disk.sync_dir(".")?;
             let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
             header.capacity = core.options.first_capacity;
             let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;

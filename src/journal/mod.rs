@@ -238,6 +238,12 @@ impl Journal {
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
+    /// Runs `work` while no commit of this process is under way, and so without the journal's lock.
+    pub(crate) fn between_commits<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _core = hold(&self.0.core);
+        work()
+    }
+
     /// Runs `work` under the lock, everything caught up with.
     fn locked<T>(&self, work: impl FnOnce(&mut Core) -> Result<T>) -> Result<T> {
         hold(&self.0.core).locked(|core, _| work(core))

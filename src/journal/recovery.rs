@@ -7,14 +7,16 @@
 //! The worlds a crash can leave behind the highest position that any surviving evidence calls
 //! durable (`W`: mark, segment header, `durable_upto` of any batch):
 //!
-//! 1. nothing: publish, go on in the same segment;
+//! 1. nothing, and nobody died while writing: publish, go on in the same segment. With the busy word
+//!    set in this boot its writer may have seen a sync fail, after which no sync of that file proves
+//!    anything (its length, for one, can be lost for good): go on in a new segment;
 //! 2. whole batches, the machine was started anew: they are what the disk holds; sync, publish;
 //! 3. whole batches, same boot: they may be in the page cache only, after a sync that failed and
 //!    told somebody else. A sync now would prove nothing: copy them into a new segment;
 //! 4. anything else that is not zero: a torn tail. Set aside, copy what is whole, new segment;
 //! 5. less than `W`: records that were durable are gone. Corruption; refused.
 
-use super::mark::{MarkView, Standing};
+use super::mark::{Activity, MarkView, Standing};
 use super::segment::{Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, file_name};
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
@@ -160,6 +162,8 @@ pub(crate) struct Facts {
     pub(crate) doubt: bool,
     /// Something else that is not zero does, or an unfinished roll.
     pub(crate) garbage: bool,
+    /// Somebody of this boot died while writing, perhaps after a sync that failed.
+    pub(crate) interrupted: bool,
 }
 
 /// The decision, over all there is to know. First match wins.
@@ -167,7 +171,8 @@ pub(crate) fn plan(facts: Facts) -> Plan {
     match facts {
         Facts { lost: true, .. } => Plan::Refuse,
         // A copy must not go on with the salts of its original.
-        Facts { standing: Standing::Copied, .. } | Facts { garbage: true, .. } => Plan::Recover,
+        Facts { standing: Standing::Copied, .. } => Plan::Recover,
+        Facts { garbage: true, .. } | Facts { interrupted: true, .. } => Plan::Recover,
         Facts { doubt: true, standing: Standing::OtherBoot, .. } => Plan::SyncThenPublish,
         Facts { doubt: true, .. } => Plan::Recover,
         Facts { named, .. } => Plan::Publish { sync_dir: !named },
@@ -182,6 +187,7 @@ impl Inspection {
             lost: self.evidence > self.good.position,
             doubt: !self.doubt.is_empty(),
             garbage: self.garbage.is_some() || self.footer,
+            interrupted: mark.activity == Activity::Now,
         }
     }
 
@@ -274,7 +280,12 @@ pub(crate) fn create_segment(
         let _ = disk.remove(&temporary);
         return Err(Error::new(ErrorKind::Corrupt, format!("{name} exists and is not a segment of this journal")));
     }
-    disk.sync_dir(FOLDER)?;
+    if let Err(error) = disk.sync_dir(FOLDER) {
+        // The next sync of the directory would prove nothing about this name. Without it, whoever
+        // comes next begins from the segment before and makes the name anew.
+        let _ = disk.rename(&name, &temporary, false);
+        return Err(error);
+    }
     Ok((Segment { file, header, damaged_copy: None }, spot))
 }
 
@@ -356,17 +367,17 @@ mod tests {
         ];
         let mut rows = 0;
         for standing in standings {
-            for bits in 0..16_u8 {
-                let [named, lost, doubt, garbage] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
-                let facts = Facts { standing, named, lost, doubt, garbage };
+            for bits in 0..32_u8 {
+                let [named, lost, doubt, garbage, interrupted] = [1, 2, 4, 8, 16].map(|bit| bits & bit != 0);
+                let facts = Facts { standing, named, lost, doubt, garbage, interrupted };
                 let chosen = plan(facts);
                 rows += 1;
                 if lost {
                     assert_eq!(chosen, Plan::Refuse, "{facts:?}: durable records are gone");
                     continue;
                 }
-                if standing == Standing::Copied || garbage {
-                    assert_eq!(chosen, Plan::Recover, "{facts:?}: never write behind garbage or into a copy");
+                if standing == Standing::Copied || garbage || interrupted {
+                    assert_eq!(chosen, Plan::Recover, "{facts:?}: not behind garbage, not where a sync may have failed");
                     continue;
                 }
                 match chosen {
@@ -382,6 +393,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(rows, 96);
+        assert_eq!(rows, 192);
     }
 }

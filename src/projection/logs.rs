@@ -42,7 +42,7 @@ impl LogTail {
 
     /// Takes bytes of one log in.
     pub fn push(&mut self, log: LogFile, bytes: &[u8]) {
-        let mut rest = bytes;
+        let mut rest = self.last_part(log, bytes);
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             let mut line = std::mem::take(&mut self.partial[log as usize]);
             line.extend_from_slice(&rest[..=end]);
@@ -50,9 +50,23 @@ impl LogTail {
             rest = &rest[end + 1..];
         }
         let partial = &mut self.partial[log as usize];
-        partial.extend_from_slice(rest);
-        let over = partial.len().saturating_sub(self.max_bytes);
+        let rest = &rest[rest.len().saturating_sub(self.max_bytes)..];
+        let over = (partial.len() + rest.len()).saturating_sub(self.max_bytes);
         partial.drain(..over);
+        partial.extend_from_slice(rest);
+    }
+
+    /// The last lines of `bytes`, where they are as many as are kept at all: a flood is not taken
+    /// apart line by line.
+    fn last_part<'b>(&mut self, log: LogFile, bytes: &'b [u8]) -> &'b [u8] {
+        let mut newlines = bytes.iter().enumerate().rev().filter(|(_, b)| **b == b'\n');
+        match newlines.nth(self.max_lines) {
+            Some((before, _)) => {
+                self.partial[log as usize].clear();
+                &bytes[before + 1..]
+            }
+            None => bytes,
+        }
     }
 
     fn keep(&mut self, mut line: Vec<u8>) {
@@ -81,6 +95,20 @@ impl LogTail {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        /// However the bytes are cut into chunks, the last lines are the same.
+        #[test]
+        fn a_flood_leaves_what_its_lines_one_by_one_would(
+            bytes in proptest::collection::vec(proptest::sample::select(b"ab\n".to_vec()), 0..400),
+        ) {
+            let mut whole = LogTail::new(5, 16);
+            whole.push(LogFile::Stdout, &bytes);
+            let mut single = LogTail::new(5, 16);
+            bytes.iter().for_each(|b| single.push(LogFile::Stdout, &[*b]));
+            proptest::prop_assert_eq!(whole.render(), single.render());
+        }
+    }
 
     #[test]
     fn lines_stand_in_the_order_in_which_they_end() {

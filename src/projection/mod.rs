@@ -14,7 +14,7 @@ pub use logs::{LogTail, worker_line};
 pub use state::{RunState, meta_json, meta_value, summary_json};
 pub use ticks::{TickFold, tick_line};
 
-use crate::position::{Position, Seq};
+use crate::position::{Position, Seq, Time};
 use crate::record::{Body, Channel, Record, RunPrepared, event};
 pub(crate) use checkpoints::MAX_CONTENT_LEN;
 use checkpoints::Parts;
@@ -48,12 +48,24 @@ impl LogFile {
 }
 
 /// What a record changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change<'r> {
     /// Bytes at the end of a log.
-    Append(LogFile, Vec<u8>),
+    Append(LogFile, &'r [u8]),
     /// A whole file, by its name in the run's folder.
     Whole(String, Vec<u8>),
+}
+
+/// What a fold needs to know of a record beside its body.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) position: Position,
+    pub(crate) seq: Seq,
+    pub(crate) created_at: Time,
+    pub(crate) ends: bool,
+    pub(crate) more: bool,
+    pub(crate) term: Option<u64>,
+    pub(crate) len: u64,
 }
 
 /// The fold over one run's records. `state.json` follows from it at any moment.
@@ -114,26 +126,40 @@ impl RunFold {
     }
 
     /// Takes the next record of the run in, and hands what it changes to `changed`.
-    pub fn apply(&mut self, record: &Record, changed: &mut dyn FnMut(Change)) {
-        self.gap |= self.last_seq.next() != Some(record.seq);
-        (self.last_seq, self.last_position) = (record.seq, record.position);
+    pub fn apply(&mut self, record: &Record, changed: &mut dyn FnMut(Change<'_>)) {
+        let stamp = Stamp {
+            position: record.position,
+            seq: record.seq,
+            created_at: record.created_at,
+            ends: record.ends,
+            more: record.more,
+            term: record.term,
+            len: record.len,
+        };
+        self.take(stamp, &record.body, changed);
+    }
+
+    /// The same for a record in two halves.
+    pub(crate) fn take(&mut self, stamp: Stamp, body: &Body, changed: &mut dyn FnMut(Change<'_>)) {
+        self.gap |= self.last_seq.next() != Some(stamp.seq);
+        (self.last_seq, self.last_position) = (stamp.seq, stamp.position);
         self.counts.records += 1;
-        self.counts.bytes += record.len;
-        match &record.body {
+        self.counts.bytes += stamp.len;
+        match body {
             Body::Run(run) => {
-                self.state = RunState::prepared(run, record.created_at);
-                changed(Change::Whole("meta.json".to_owned(), meta_json(run, record.term, record.created_at)));
+                self.state = RunState::prepared(stamp.created_at);
+                changed(Change::Whole("meta.json".to_owned(), meta_json(run, stamp.term, stamp.created_at)));
                 self.request = Some(run.clone());
-                self.term = record.term;
+                self.term = stamp.term;
             }
             Body::Lifecycle(event) => {
-                let line = worker_line(record.created_at, event);
+                let line = worker_line(stamp.created_at, event);
                 self.tail.push(LogFile::Worker, &line);
-                self.state.last_event_seq = Some(record.seq.0);
+                self.state.last_event_seq = Some(stamp.seq.0);
                 self.started |= event.event == event::WORKER_STARTED;
                 self.exited |= event.event == event::WORKER_EXITED;
                 self.counts.events[event.level as usize] += 1;
-                changed(Change::Append(LogFile::Worker, line));
+                changed(Change::Append(LogFile::Worker, &line));
             }
             Body::Chunk(channel, bytes) => {
                 let (i, log) = match channel {
@@ -143,11 +169,11 @@ impl RunFold {
                 self.tail.push(log, bytes);
                 self.counts.channel_bytes[i] += bytes.len() as u64;
                 self.counts.channel_lines[i] += bytes.iter().filter(|b| **b == b'\n').count() as u64;
-                changed(Change::Append(log, bytes.clone()));
+                changed(Change::Append(log, bytes));
             }
             Body::StatePatch(patch) => self.state.patch(patch),
             Body::Checkpoint(part) => {
-                if let Some(whole) = self.parts.add(part, record.more) {
+                if let Some(whole) = self.parts.add(part, stamp.more) {
                     self.state.last_checkpoint_seq = Some(whole.number);
                     let name = format!("checkpoints/{}", whole.file_name());
                     changed(Change::Whole(name, whole.content));
@@ -155,14 +181,14 @@ impl RunFold {
             }
             Body::Tick(_) | Body::Unknown { .. } => {}
         }
-        if !record.more {
-            let own = match &record.body {
+        if !stamp.more {
+            let own = match body {
                 Body::StatePatch(patch) => patch.updated_at,
                 _ => None,
             };
-            self.state.updated_at = Some(own.unwrap_or(record.created_at));
+            self.state.updated_at = Some(own.unwrap_or(stamp.created_at));
         }
-        self.ended |= record.ends;
+        self.ended |= stamp.ends;
     }
 
     /// What was asked for; `None` before the first record.

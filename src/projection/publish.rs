@@ -157,7 +157,7 @@ impl Render for RunFold {
             LogFile::ALL.iter().for_each(|log| sink(log.file_name(), b"", true));
         }
         self.apply(record, &mut |change| match change {
-            Change::Append(log, bytes) => sink(log.file_name(), &bytes, true),
+            Change::Append(log, bytes) => sink(log.file_name(), bytes, true),
             Change::Whole(name, bytes) => sink(&name, &bytes, false),
         });
     }
@@ -407,6 +407,36 @@ struct LiveLog {
     pending: Vec<u8>,
 }
 
+impl LiveLog {
+    /// Takes bytes in; many of them are written at once, without being copied.
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.pending.len() + bytes.len() < BUFFER_LEN {
+            self.pending.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.write_pending()?;
+        self.write(bytes)
+    }
+
+    fn write_pending(&mut self) -> Result<()> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let result = self.write(&pending);
+        pending.clear();
+        self.pending = pending;
+        result
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.file.write_at(bytes, self.len)?;
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+}
+
 impl LiveRun {
     /// Makes the run's folder with its empty logs and takes its lock; `None` while somebody else,
     /// a rebuild, has it.
@@ -444,27 +474,20 @@ impl LiveRun {
     /// Takes a durable record in.
     pub fn apply(&mut self, record: &Record) -> Result<()> {
         let (logs, wholes) = (&mut self.logs, &mut self.wholes);
+        let mut result = Ok(());
         self.fold.apply(record, &mut |change| match change {
             Change::Append(log, bytes) => {
-                logs[log as usize].pending.extend_from_slice(&bytes);
+                let written = logs[log as usize].append(bytes);
+                result = std::mem::replace(&mut result, Ok(())).and(written);
             }
             Change::Whole(name, bytes) => wholes.push((name, bytes)),
         });
         self.dirty = true;
-        if self.logs.iter().any(|log| log.pending.len() >= 4 * BUFFER_LEN) {
-            self.write_logs()?;
-        }
-        Ok(())
+        result
     }
 
     fn write_logs(&mut self) -> Result<()> {
-        for log in self.logs.iter_mut().filter(|log| !log.pending.is_empty()) {
-            log.file.write_at(&log.pending, log.len)?;
-            log.hasher.update(&log.pending);
-            log.len += log.pending.len() as u64;
-            log.pending.clear();
-        }
-        Ok(())
+        self.logs.iter_mut().try_for_each(LiveLog::write_pending)
     }
 
     /// Brings the files to what the records say: logs first, then checkpoints, then `state.json`.

@@ -51,7 +51,7 @@ struct StateJson<'a> {
 }
 
 impl RunState {
-    pub(super) fn prepared(_run: &RunPrepared, created: Time) -> Self {
+    pub(super) fn prepared(created: Time) -> Self {
         Self { status: Some(Status::Prepared), started_at: Some(created), ..Self::default() }
     }
 

@@ -29,10 +29,12 @@ const CHUNK_LEN: usize = 64 << 10;
 pub(crate) const MAX_UNWRITTEN_LEN: usize = 12 << 20;
 /// How much goes into one batch.
 const BATCH_LEN: usize = 4 << 20;
+/// How much a pipe is asked to hold, so that a flood is read in few pieces.
+const PIPE_LEN: usize = 1 << 20;
 /// How long the first chunk waits for others to share its sync.
 const GATHER: Duration = Duration::from_millis(20);
 /// From how many bytes on it does not wait any longer.
-const ENOUGH_LEN: usize = 1 << 20;
+const ENOUGH_LEN: usize = BATCH_LEN;
 /// How long pipes are drained that somebody keeps open after the worker exited.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -117,13 +119,18 @@ impl Pipeline {
         if queue.failed.is_some() {
             return;
         }
-        if queue.records.is_empty() {
+        let before = queue.len;
+        let first = queue.records.is_empty();
+        if first {
             queue.first_at_ns = clock.monotonic_ns();
         }
         queue.len += records.iter().map(record_len).sum::<usize>();
         queue.records.extend(records);
         queue.urgent |= urgent;
-        self.changed.notify_all();
+        // Whoever gathers has to be woken for the first record and for the one that is enough.
+        if first || urgent || (before < ENOUGH_LEN && queue.len >= ENOUGH_LEN) {
+            self.changed.notify_all();
+        }
     }
 
     fn close(&self) {
@@ -372,6 +379,10 @@ fn watch(
     let exit = pid
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
         .ok_or_else(|| Error::new(ErrorKind::Io, "the worker's process cannot be watched"))?;
+    for pipe in [child.stdout.as_ref().map(AsFd::as_fd), child.stderr.as_ref().map(AsFd::as_fd)] {
+        // Refused where the user's pipes hold much already; then it is read in more pieces.
+        let _ = pipe.map(|pipe| rustix::pipe::fcntl_setpipe_size(pipe, PIPE_LEN));
+    }
     let mut watch = Watch {
         pipes: [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)],
         buffer: vec![0; CHUNK_LEN],

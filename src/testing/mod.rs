@@ -4,6 +4,7 @@
 //! The simulated disk is [`disk::sim`](crate::disk::sim), the manual clock and the reproducible
 //! entropy are in [`clock`](crate::clock).
 
+pub mod damage;
 pub mod explorer;
 pub mod oracle;
 pub mod stage;

@@ -63,6 +63,12 @@ impl Stage {
         }
     }
 
+    /// The same with other random numbers.
+    #[must_use]
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { seeds: seed << 16, ..self }
+    }
+
     /// The same on another machine.
     #[must_use]
     pub fn on(&self, world: SimWorld) -> Self {

@@ -464,7 +464,7 @@ class Damage:
     """Something that is not as it should be."""
 
     def __init__(self, verdict, segment, offset, first, last, reason):
-        self.verdict, self.segment, self.offset, self.reason = verdict, segment, offset, reason
+        self.verdict, self.segment, self.offset, self.end, self.reason = verdict, segment, offset, offset, reason
         self.first, self.last = (first, last) if first <= last else (0, 0)
         self.accepted = False
 
@@ -590,8 +590,7 @@ class Walk:
         self.broken, self.chain_known = None, True
         while self.at < self.end:
             self.step(header_at(segment, self.at))
-        if self.broken is not None:
-            self.at = self.broken
+        self.at = self.at if self.broken is None else self.broken
         self.last = last
 
     def step(self, batch):
@@ -603,21 +602,23 @@ class Walk:
             self.at = self.end if found < 0 else found
             return
         if self.broken is not None or batch.first > self.next:
-            self.damage("corrupt", self.at if self.broken is None else self.broken, batch.first - 1, "no batch")
-            self.broken, self.chain_known = None, False
+            start = self.at if self.broken is None else self.broken
+            self.damage("corrupt", start, self.at, batch.first - 1, "no batch")
+            self.next, self.broken, self.chain_known = batch.first, None, False
         problem = batch.check(self.segment, self.end)
         if not problem and self.chain_known and batch.link(self.chain) != batch.chain:
             problem = "tampered", "the chain hash is not right"
         if problem:
-            self.damage(problem[0], self.at, batch.last, problem[1])
+            self.damage(problem[0], self.at, batch.end, batch.last, problem[1])
         else:
             self.steps.append(batch)
         self.next, self.chain, self.chain_known = batch.last + 1, batch.chain, True
-        self.at = batch.end if batch.end <= self.end else self.at + 1
+        self.at = batch.end
 
-    def damage(self, verdict, offset, last, reason):
+    def damage(self, verdict, offset, end, last, reason):
         """Notes damage from the next position on."""
         self.steps.append(Damage(verdict, self.segment.number, offset, self.next, last, reason))
+        self.steps[-1].end = end
 
 
 # --- The journal ---
@@ -657,7 +658,7 @@ class Journal:
         self.directory = os.path.join(directory, "journal")
         self.mark = Mark(os.path.join(self.directory, "mark"))
         self.segments = [Segment(n, path) for n, path in sorted(self.names())]
-        self.batches, self.damage, self.next, self.durable = [], [], 1, 0
+        self.batches, self.damage, self.next, self.torn = [], [], 1, None
         self.check_journal_ids()
         for segment, after in zip(self.segments, self.segments[1:]):
             self.read_sealed(segment, after)
@@ -745,34 +746,30 @@ class Journal:
 
     def read_newest(self, segment):
         """Reads the segment that nothing follows."""
-        mark = self.mark
+        own = self.mark if self.mark.own else None
         if segment.problem:
-            return self.missing(segment.number, 0, mark.position if mark.own else 0, segment.problem)
+            return self.missing(segment.number, 0, own.position if own else 0, segment.problem)
         self.begin(segment)
         walk = Walk(segment, len(segment.data))
-        here = mark.own and mark.journal == segment.journal and mark.segment == segment.number
-        evidence = max(segment.first - 1, segment.born, walk.durable,
-                       mark.position if mark.own and mark.journal == segment.journal else 0)
-        limit = mark.end if here and mark.boot == this_boot() else len(segment.data)
+        own = own if own and own.journal == segment.journal else None
+        evidence = max(segment.first - 1, segment.born, walk.durable, own.position if own else 0)
+        limit = len(segment.data)
+        if own and own.segment == segment.number and own.boot == this_boot():
+            limit = own.end
         end = BLOCK
         for step in walk.steps:
-            broken = isinstance(step, Damage)
-            if broken and step.verdict == "corrupt" and step.first > evidence or not broken and step.end > limit:
+            tail = step.verdict == "corrupt" and step.first > evidence if isinstance(step, Damage) else step.end > limit
+            if tail:
                 break
             self.take(walk, [step])
-            end = step.end if not broken else end
+            end = step.end
         if self.next <= evidence:
             self.missing(segment.number, end, evidence, "durable records are gone")
-        self.check_tail(segment, end)
-        self.durable = self.next - 1
-        return None
-
-    def check_tail(self, segment, end):
-        """What stands behind the durable end."""
+        elif not self.mark.own and self.mark.position >= self.next:
+            self.torn = f"the copy is incomplete: it ends before position {self.mark.position}"
         if first_nonzero(segment.data, end, len(segment.data)) is not None:
-            self.note(Damage("torn", segment.number, end, 1, 0, "a write was cut short"))
-        elif not self.mark.own and self.mark.position > self.next - 1:
-            self.note(Damage("torn", segment.number, end, 1, 0, "the copy is incomplete"))
+            self.torn = f"segment {segment.number}, offset {end}: a write was cut short"
+        return None
 
     def check_mark_segment(self):
         """The mark may name a segment that is gone."""
@@ -782,7 +779,8 @@ class Journal:
 
     def verdict(self):
         """The worst of all damage that was not accepted."""
-        return max((d.verdict for d in self.damage if not d.accepted), key=WORST.index, default="clean")
+        verdicts = [d.verdict for d in self.damage if not d.accepted] + ["torn" if self.torn else "clean"]
+        return max(verdicts, key=WORST.index)
 
     def records(self):
         """All records that can be read."""
@@ -795,7 +793,7 @@ class Journal:
                           ("reason", d.reason), ("accepted", d.accepted)]) for d in self.damage]
         return Object([("verdict", self.verdict()), ("records", sum(b.count for _, b in self.batches)),
                        ("batches", len(self.batches)), ("segments", len(self.segments)),
-                       ("bytes", sum(len(s.data) for s in self.segments)), ("durable", self.durable),
+                       ("bytes", sum(len(s.data) for s in self.segments)), ("durable", self.next - 1),
                        ("damage", damage)])
 
 
@@ -929,6 +927,8 @@ def main(arguments):
     for damage in journal.damage:
         print(f"segment {damage.segment}, offset {damage.offset}: {damage.reason}; positions {damage.first} to "
               f"{damage.last}{' (accepted)' if damage.accepted else ''}", file=sys.stderr)
+    if journal.torn:
+        print(journal.torn, file=sys.stderr)
     return EXIT[journal.verdict()]
 
 

@@ -1,17 +1,20 @@
-//! The crash explorer over all workloads: a sample of it, or with `RUNWAL_EXPLORE=all` everything.
-//! `RUNWAL_CASE` names one case (as a violation is reported) to be judged alone, `RUNWAL_WORKLOAD`
-//! one workload.
+//! The crash explorer over all workloads, with every operation, image and operation of opening that
+//! falls on a step. `RUNWAL_EXPLORE=1` takes every one of them (hours, best built with
+//! optimisation), `RUNWAL_WORKLOAD` one workload, `RUNWAL_CASE` one case, as a violation is reported.
 
 use runwal::testing::explorer::{Bounds, Explored, explore, operations};
 use runwal::testing::workloads::ALL;
 
+/// In a test run of everything else, about half a minute without optimisation.
+const STEP: u64 = 17;
+
 #[test]
 fn every_crash_keeps_the_promises() {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let mut bounds = if set("RUNWAL_EXPLORE").is_some() { Bounds::full() } else { Bounds::sampled() };
-    bounds.only = set("RUNWAL_CASE");
-    if bounds.only.is_some() {
-        bounds = Bounds { only: bounds.only, ..Bounds::full() };
+    let step = set("RUNWAL_EXPLORE").and_then(|step| step.parse().ok()).unwrap_or(STEP);
+    let mut bounds = Bounds::every(step);
+    if let Some(case) = set("RUNWAL_CASE") {
+        bounds = Bounds { only: Some(case), image_stride: 1, open_stride: 1, stride: 1, ..bounds };
     }
     let workload = set("RUNWAL_WORKLOAD");
     let mut total = Explored::default();

@@ -1,6 +1,7 @@
 //! All integration tests, in one binary.
 
 mod crash;
+mod damage;
 mod decoder;
 mod disk;
 mod cli;

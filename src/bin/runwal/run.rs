@@ -7,10 +7,11 @@ use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
 use runwal::record::{Channel, Id};
 use runwal::run::{Cancel, Output, ProcessOptions, RunRequest, record_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
 
 const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -63,14 +64,15 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
             complain(&format!("runwal: recording {name}"));
         }
     }
+    let engine = Arc::new(engine);
     let cancel = Cancel::new()?;
     // Worker and terminal belong together: with a group of its own the worker could not read it.
     let own_group = !std::io::stdin().is_terminal();
-    let signals = watch_signals(&cancel, own_group)?;
+    let signals = watch_signals(&engine, &cancel, own_group)?;
     let options = ProcessOptions { environment: artifacts(global, &name), own_group, stop_on_failure: false };
     let mut output = PassThrough { json: global.json() };
     let result = record_process(&engine, request, &options, &mut output, &cancel);
-    signals.close();
+    signals.close()?;
     let code = match result {
         Ok((result, status)) => {
             let signal = status.and_then(|status| status.signal());
@@ -83,7 +85,8 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
         }
         Err(error) => failed(&error, global),
     };
-    if let Err(error) = engine.close() {
+    let closed = Arc::into_inner(engine).map_or(Ok(()), Engine::close);
+    if let Err(error) = closed {
         // What was acknowledged is durable; files that lag behind are repaired by the next command.
         show::error(&error, global.json());
     }
@@ -154,26 +157,37 @@ fn artifacts(
     vec![("RUNWAL_ARTIFACTS".into(), dir.join(name.folder()).join("artifacts").into_os_string())]
 }
 
-struct Signals(signal_hook::iterator::Handle);
+struct Signals {
+    handle: signal_hook::iterator::Handle,
+    thread: std::thread::JoinHandle<()>,
+}
 
 impl Signals {
-    fn close(self) {
-        self.0.close();
+    /// Ends the thread, which gives the engine up.
+    fn close(self) -> Result<(), Failure> {
+        self.handle.close();
+        self.thread.join().map_err(|_| Failure::Usage("the signal thread panicked".to_owned()))
     }
 }
 
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
-fn watch_signals(cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+fn watch_signals(engine: &Arc<Engine>, cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
+    let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
+    let mut signals = signal_hook::iterator::Signals::new(all)?;
     let handle = signals.handle();
-    let cancel = cancel.clone();
-    std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
+    let (engine, cancel) = (Arc::clone(engine), cancel.clone());
+    let thread = std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
-            if own_group || signal != SIGINT {
-                cancel.cancel(signal);
+            match signal {
+                // A process that is stopped in a commit keeps everybody else waiting for the lock.
+                SIGTSTP | SIGTTIN | SIGTTOU => engine.between_commits(|| {
+                    let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                }),
+                SIGINT if !own_group => {}
+                _ => cancel.cancel(signal),
             }
         }
     })?;
-    Ok(Signals(handle))
+    Ok(Signals { handle, thread })
 }
