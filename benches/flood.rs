@@ -92,7 +92,10 @@ fn main() {
         let data = dir.path().join("data");
         let flood = recorded(&data, &mut worker(mib));
         ratios.push(flood.as_secs_f64() / yardstick.as_secs_f64());
-        println!("flood of {mib} MiB: recorded {flood:.2?}, two files {yardstick:.2?}, ratio {:.2}", ratios.last().unwrap());
+        println!(
+            "flood of {mib} MiB: recorded {flood:.2?}, two files {yardstick:.2?}, ratio {:.2}",
+            ratios.last().unwrap()
+        );
         let data = dir.path().join("small");
         recorded(&data, &mut Command::new("true"));
         let bare = Instant::now();
@@ -102,7 +105,10 @@ fn main() {
     }
     let dir = tempfile::tempdir_in(&root).unwrap();
     let memory = peak_memory(&dir.path().join("data"), mib);
-    println!("R2  flood of {mib} MiB over two files, one synced every 50 ms: median ratio {:.2}", median(ratios));
+    println!(
+        "R2  flood of {mib} MiB over two files, one synced every 50 ms: median ratio {:.2}",
+        median(ratios)
+    );
     println!("R4  peak memory while recording it: {:.1} MiB", memory as f64 / 1024.0);
     println!("R1  a recorded true over the bare one: median {:.1} ms", median(small));
 }

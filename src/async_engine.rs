@@ -13,9 +13,22 @@ pub const MAX_WAITING: usize = 1024;
 
 #[derive(Debug)]
 enum Job {
-    Append { stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>, answer: Answer },
-    Begin { request: Box<RunPrepared>, created_at: Option<Time>, term: Option<u64>, then: Vec<NewRecord>, answer: Answer },
-    Close { answer: oneshot::Sender<Result<()>> },
+    Append {
+        stream: StreamId,
+        expected: Option<Seq>,
+        records: Vec<NewRecord>,
+        answer: Answer,
+    },
+    Begin {
+        request: Box<RunPrepared>,
+        created_at: Option<Time>,
+        term: Option<u64>,
+        then: Vec<NewRecord>,
+        answer: Answer,
+    },
+    Close {
+        answer: oneshot::Sender<Result<()>>,
+    },
 }
 
 type Answer = oneshot::Sender<Result<Receipt>>;

@@ -25,8 +25,9 @@ pub struct OsDisk {
 impl OsDisk {
     /// Opens an existing directory.
     pub fn open(path: &Path) -> Result<Self> {
-        let root = retry(|| fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
-            .map_err(|e| Error::io(format!("opening the data directory {}", path.display()), e.into()))?;
+        let root =
+            retry(|| fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+                .map_err(|e| Error::io(format!("opening the data directory {}", path.display()), e.into()))?;
         Ok(Self { root, path: path.to_owned() })
     }
 
@@ -48,7 +49,9 @@ impl OsDisk {
                     .map_err(|e| Error::io(format!("syncing {}", parent.display()), e.into()))?;
             }
             Err(Errno::EXIST) => {}
-            Err(e) => return Err(Error::io(format!("making the data directory {}", path.display()), e.into())),
+            Err(e) => {
+                return Err(Error::io(format!("making the data directory {}", path.display()), e.into()));
+            }
         }
         Self::open(path)
     }
@@ -363,7 +366,12 @@ fn kind_of(file_type: FileType) -> Kind {
     }
 }
 
-#[allow(clippy::unnecessary_cast, clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "field types differ between architectures")]
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_wrap,
+    reason = "field types differ between architectures"
+)]
 fn stat_of(stat: &fs::Stat) -> Stat {
     Stat {
         kind: kind_of(FileType::from_raw_mode(stat.st_mode)),

@@ -7,8 +7,7 @@ use crate::error::Result;
 use crate::position::{Position, Seq, Time};
 use crate::projection::{RunFold, Stamp};
 use crate::record::{
-    Body, Checkpoint, FileFormat, JsonText, Level, Lifecycle, Replay, StatePatch, Status,
-    checkpoint_type,
+    Body, Checkpoint, FileFormat, JsonText, Level, Lifecycle, Replay, StatePatch, Status, checkpoint_type,
 };
 use serde::Serialize;
 

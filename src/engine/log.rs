@@ -169,7 +169,11 @@ impl Log {
 
     /// Compares the files that a stream feeds with its records; with `write` makes them what they
     /// should be. `None` where they are being published by the run's recorder.
-    pub fn rebuild(&mut self, stream: StreamId, write: bool) -> Result<Option<crate::projection::publish::Rebuilt>> {
+    pub fn rebuild(
+        &mut self,
+        stream: StreamId,
+        write: bool,
+    ) -> Result<Option<crate::projection::publish::Rebuilt>> {
         super::repair::rebuild_unless_live(self, stream, write)
     }
 

@@ -8,8 +8,8 @@ mod log;
 mod publisher;
 mod repair;
 
-pub(crate) use ending::{ending_data, preview};
 pub use ending::{Ending, ending_records};
+pub(crate) use ending::{ending_data, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
 pub(crate) use repair::hex;
 pub use repair::{InterruptedRun, Report};
@@ -18,8 +18,8 @@ use crate::clock::{Clock, Entropy, System};
 use crate::disk::Disk;
 use crate::disk::os::OsDisk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::live::Alive;
 pub use crate::journal::Receipt;
+use crate::journal::live::Alive;
 use crate::journal::{Batch, Damage, Draft, Journal, JournalOptions, Target};
 use crate::position::{Seq, StreamId, Time};
 use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
@@ -68,7 +68,10 @@ impl World {
     /// The operating system's, with a data directory that exists.
     pub fn existing(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
-            return Err(Error::new(ErrorKind::NotFound, format!("there is no data directory {}", dir.display())));
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no data directory {}", dir.display()),
+            ));
         }
         Ok(Self::system(OsDisk::open(dir)?))
     }
@@ -215,7 +218,12 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::Conflict`] where the stream's next sequence is not `expected`: somebody else,
     /// a recovery perhaps, has written to it.
-    pub fn append(&self, stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>) -> Result<Receipt> {
+    pub fn append(
+        &self,
+        stream: StreamId,
+        expected: Option<Seq>,
+        records: Vec<NewRecord>,
+    ) -> Result<Receipt> {
         self.submit(stream, expected, records)?.wait()
     }
 
@@ -251,11 +259,10 @@ impl Engine {
         self.publisher.as_ref().map_or(Ok(()), |publisher| publisher.wait(receipt.last))
     }
 
-    /// The same, and publishes the run no longer.
-    pub fn finish_publishing(&self, receipt: &Receipt) -> Result<()> {
-        match &self.publisher {
-            Some(publisher) => publisher.finish(receipt.stream, receipt.last),
-            None => Ok(()),
+    /// Publishes a run no longer than what is durable now.
+    pub(crate) fn forget_run(&self, stream: StreamId) {
+        if let Some(publisher) = &self.publisher {
+            publisher.forget(stream);
         }
     }
 

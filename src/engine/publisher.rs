@@ -77,11 +77,9 @@ impl Publisher {
         self.shared.changed.notify_all();
     }
 
-    /// The same as [`wait`](Self::wait), and forgets the run.
-    pub(super) fn finish(&self, stream: StreamId, position: Position) -> Result<()> {
-        let result = self.wait(position);
+    /// Nothing more will come of a run.
+    pub(super) fn forget(&self, stream: StreamId) {
         self.shared.hold().finished.push(stream);
-        result
     }
 
     /// Waits until everything up to `position` is in the files.
@@ -135,10 +133,10 @@ fn work(world: &World, shared: &Shared) {
         state.hurry = false;
         let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
         drop(state);
+        let result = publish(world, &mut log, &mut runs, names);
         for stream in finished {
             runs.remove(&stream);
         }
-        let result = publish(world, &mut log, &mut runs, names);
         let mut state = shared.hold();
         state.applied = state.applied.max(wanted);
         if let Err(error) = result {

@@ -9,10 +9,10 @@ use crate::journal::live::Dead;
 use crate::journal::{OpenReport, Verdict};
 use crate::position::{Position, Seq, StreamId};
 use crate::processes::{Identity, end_orphans};
+use crate::projection::RunFold;
 use crate::projection::publish::{
     Rebuilt, TICKS_FOLDER, lock_folder, looks_right, rebuild_run, rebuild_ticks,
 };
-use crate::projection::RunFold;
 use crate::record::{Body, Level, Lifecycle, RunName, Status, TICKS_STREAM, event, terminal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

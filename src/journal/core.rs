@@ -72,7 +72,8 @@ impl Core {
         options: JournalOptions,
     ) -> Result<Self> {
         if let Some(kind) = disk.unreliable()? {
-            let message = format!("the data directory is on {kind}, where locks and syncs cannot be relied upon");
+            let message =
+                format!("the data directory is on {kind}, where locks and syncs cannot be relied upon");
             return Err(Error::new(ErrorKind::Unsupported, message)
                 .hint("Put the data directory on a local file system; nothing was written."));
         }
@@ -118,7 +119,10 @@ impl Core {
             }
             self.settle(&mark, &mut report)?;
         }
-        Err(Error::new(ErrorKind::Retry, "the journal kept changing while it was caught up with under its lock"))
+        Err(Error::new(
+            ErrorKind::Retry,
+            "the journal kept changing while it was caught up with under its lock",
+        ))
     }
 
     /// Indexes what others made durable, if nothing stands behind the mark.
@@ -126,7 +130,9 @@ impl Core {
         if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
             match Segment::open(&*self.disk, mark.segment, Open::Write) {
                 Ok(segment) => self.view = Some(View::at_start(Arc::clone(&self.disk), segment, true)?),
-                Err(super::segment::Unopened::Missing | super::segment::Unopened::Damaged(_)) => return Ok(false),
+                Err(super::segment::Unopened::Missing | super::segment::Unopened::Damaged(_)) => {
+                    return Ok(false);
+                }
                 Err(unopened) => return Err(unopened.into_error(mark.segment)),
             }
         }
@@ -262,7 +268,10 @@ impl Core {
                 }
                 let damage = found.loss();
                 // Whatever is whole behind the damage stays readable where it is.
-                let end = Spot { position: found.evidence.max(found.last_readable.position), ..found.last_readable };
+                let end = Spot {
+                    position: found.evidence.max(found.last_readable.position),
+                    ..found.last_readable
+                };
                 let mut header =
                     recovery::successor(&found.segment.header, &end, self.entropy.number()?, &*self.clock)?;
                 header.epoch += 1;
@@ -286,10 +295,10 @@ impl Core {
             Some(segment) => {
                 let successor = Segment::open(&*self.disk, segment.number() + 1, Open::Read).ok();
                 let len = segment.len()?;
-                let bound = successor.as_ref().map_or(
-                    super::segment::Bound { offset: len, position: None },
-                    |s| super::index::sealed_bound(&s.header),
-                );
+                let bound =
+                    successor.as_ref().map_or(super::segment::Bound { offset: len, position: None }, |s| {
+                        super::index::sealed_bound(&s.header)
+                    });
                 let mut scanner =
                     super::segment::Scanner::new(segment.clone(), Spot::start(&segment.header), bound);
                 let mut end = scanner.spot();

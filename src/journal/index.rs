@@ -105,12 +105,7 @@ pub(crate) fn scan(index: &mut Footer, scanner: &mut Scanner) -> Result<Vec<Dama
 }
 
 /// A body that checks out and yet is not made of records: damage, unless a newer version wrote it.
-pub(crate) fn flaw_in(
-    segment: u64,
-    offset: u64,
-    flaw: Flaw,
-    lost: (Position, Position),
-) -> Result<Damage> {
+pub(crate) fn flaw_in(segment: u64, offset: u64, flaw: Flaw, lost: (Position, Position)) -> Result<Damage> {
     if let Flaw::Unsupported(what) = flaw {
         let place = Place { segment, offset, position: Some(lost.0) };
         return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, what).at(place));
@@ -125,7 +120,10 @@ pub(crate) fn sealed_bound(successor: &SegmentHeader) -> Bound {
 }
 
 /// The footer behind a sealed segment's batches: `None` where its successor says there is none.
-pub(crate) fn read_footer(segment: &Segment, successor: &SegmentHeader) -> Result<Option<Result<Footer, Flaw>>> {
+pub(crate) fn read_footer(
+    segment: &Segment,
+    successor: &SegmentHeader,
+) -> Result<Option<Result<Footer, Flaw>>> {
     if successor.prev_footer_len == 0 {
         return Ok(None);
     }

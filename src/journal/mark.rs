@@ -293,8 +293,9 @@ fn timeout(clock: &dyn Clock, patience: Duration, mark: Option<&MarkFile>) -> Er
         }
         None => "the process that holds it has not said what it does".to_owned(),
     };
-    Error::new(ErrorKind::Locked, format!("the journal's lock was not free within {patience:?}: {who}"))
-        .hint("Nothing was written and no data is at stake. See whether that process is stopped; then try again.")
+    Error::new(ErrorKind::Locked, format!("the journal's lock was not free within {patience:?}: {who}")).hint(
+        "Nothing was written and no data is at stake. See whether that process is stopped; then try again.",
+    )
 }
 
 /// The id of this process.

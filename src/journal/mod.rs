@@ -9,11 +9,11 @@ mod core;
 mod index;
 pub(crate) mod live;
 mod mark;
+pub(crate) mod read;
 mod recovery;
 pub(crate) mod segment;
 pub(crate) mod verify;
 mod view;
-pub(crate) mod read;
 
 pub use segment::Damage;
 pub use verify::{Verdict, Verification};
@@ -22,11 +22,11 @@ use self::core::{Answer, Core, Encoded};
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-pub(crate) use crate::format::{Draft, Target};
 use crate::format::{
     Digest, FIRST_CAPACITY, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_CAPACITY, MAX_KEY_LEN, MAX_NAME_LEN,
     MAX_PAYLOAD_LEN,
 };
+pub(crate) use crate::format::{Draft, Target};
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -45,11 +45,7 @@ pub struct JournalOptions {
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self {
-            patience: Duration::from_secs(30),
-            first_capacity: FIRST_CAPACITY,
-            max_capacity: MAX_CAPACITY,
-        }
+        Self { patience: Duration::from_secs(30), first_capacity: FIRST_CAPACITY, max_capacity: MAX_CAPACITY }
     }
 }
 
@@ -175,7 +171,8 @@ impl Journal {
         }
         let encoded = Encoded::new(batch);
         if encoded.body.len() > MAX_BODY_LEN {
-            let message = format!("a batch of {} bytes is over the limit of {MAX_BODY_LEN}", encoded.body.len());
+            let message =
+                format!("a batch of {} bytes is over the limit of {MAX_BODY_LEN}", encoded.body.len());
             return Err(Error::misuse(message));
         }
         let slot = Arc::new(Slot::default());
@@ -319,7 +316,10 @@ fn check_limits(batch: &Batch) -> Result<()> {
         if let Target::Open(name) = &draft.target
             && name.len() > MAX_NAME_LEN
         {
-            return refuse(format!("a stream's name of {} bytes is over the limit of {MAX_NAME_LEN}", name.len()));
+            return refuse(format!(
+                "a stream's name of {} bytes is over the limit of {MAX_NAME_LEN}",
+                name.len()
+            ));
         }
         if draft.key.as_ref().is_some_and(|key| key.len() > MAX_KEY_LEN) {
             return refuse(format!("an idempotency key is over the limit of {MAX_KEY_LEN} bytes"));

@@ -254,7 +254,11 @@ impl ReadHandle {
                 Ok(segment) => segment,
                 Err(Unopened::Failed(error)) => return Err(error),
                 Err(unopened) => {
-                    return Ok(Err(Damage::new(place.segment, 0, unopened.into_error(place.segment).message())));
+                    return Ok(Err(Damage::new(
+                        place.segment,
+                        0,
+                        unopened.into_error(place.segment).message(),
+                    )));
                 }
             },
         };
@@ -267,7 +271,8 @@ impl ReadHandle {
         let mut body = vec![0; header.body_len as usize];
         let read = segment.file.read_at(&mut body, place.offset + BATCH_HEADER_LEN as u64)?;
         if read < body.len() || crc32fast::hash(&body) != header.body_crc {
-            let damage = Damage::new(place.segment, place.offset, "the batch's body does not match its checksum");
+            let damage =
+                Damage::new(place.segment, place.offset, "the batch's body does not match its checksum");
             return Ok(Err(damage.losing(header.first_position, header.last_position())));
         }
         Ok(Ok((header, body)))
@@ -296,8 +301,7 @@ pub(crate) struct Walker {
 impl Walker {
     /// From the batch that holds `position`, or the first one.
     pub(crate) fn from(handle: &mut ReadHandle, position: Position) -> Result<Self> {
-        let mut walker =
-            Self { number: 1, scanner: None, from: None, last: Position::ZERO, digests: false };
+        let mut walker = Self { number: 1, scanner: None, from: None, last: Position::ZERO, digests: false };
         if position.0 > 1
             && let Some(view) = handle.view()
         {

@@ -57,7 +57,8 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let from = known.unwrap_or_else(|| Spot::start(&header));
     let len = segment.len()?;
     let mut scanner = Scanner::new(segment.clone(), from, Bound { offset: len, position: None });
-    let told = [Some(Position(header.first_position.0 - 1)), Some(header.born_upto), mark, Some(from.position)];
+    let told =
+        [Some(Position(header.first_position.0 - 1)), Some(header.born_upto), mark, Some(from.position)];
     let mut evidence = told.into_iter().flatten().max().unwrap_or_default();
     let mut boundaries = vec![from];
     let mut damage = Vec::new();
@@ -265,11 +266,7 @@ pub(crate) fn create_segment(
         let batch = BatchHeader { durable_upto: Position(header.first_position.0 - 1), ..*batch };
         batch.encode(&header.site(), bytes.len() as u64, &mut bytes);
         bytes.extend_from_slice(body);
-        spot = Spot {
-            offset: bytes.len() as u64,
-            position: batch.last_position(),
-            chain: Some(batch.chain),
-        };
+        spot = Spot { offset: bytes.len() as u64, position: batch.last_position(), chain: Some(batch.chain) };
     }
     debug_assert!(bytes.len() as u64 >= SEGMENT_DATA_START);
     let file = disk.open(&temporary, Open::CreateNew)?;
@@ -278,7 +275,10 @@ pub(crate) fn create_segment(
     let name = file_name(header.segment);
     if !disk.rename(&temporary, &name, false)? {
         let _ = disk.remove(&temporary);
-        return Err(Error::new(ErrorKind::Corrupt, format!("{name} exists and is not a segment of this journal")));
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!("{name} exists and is not a segment of this journal"),
+        ));
     }
     if let Err(error) = disk.sync_dir(FOLDER) {
         // The next sync of the directory would prove nothing about this name. Without it, whoever
@@ -295,7 +295,8 @@ pub(crate) fn read_batches(segment: &Segment, offsets: &[u64]) -> Result<Vec<(Ba
     for offset in offsets {
         let mut head = [0; BATCH_HEADER_LEN];
         let read = segment.file.read_at(&mut head, *offset)?;
-        let changed = || Damage::new(segment.number(), *offset, "a batch changed while it was copied").to_error();
+        let changed =
+            || Damage::new(segment.number(), *offset, "a batch changed while it was copied").to_error();
         let header =
             BatchHeader::decode(&head[..read], &segment.header.site(), *offset).map_err(|_| changed())?;
         let mut body = vec![0; header.body_len as usize];
@@ -377,12 +378,19 @@ mod tests {
                     continue;
                 }
                 if standing == Standing::Copied || garbage || interrupted {
-                    assert_eq!(chosen, Plan::Recover, "{facts:?}: not behind garbage, not where a sync may have failed");
+                    assert_eq!(
+                        chosen,
+                        Plan::Recover,
+                        "{facts:?}: not behind garbage, not where a sync may have failed"
+                    );
                     continue;
                 }
                 match chosen {
                     Plan::SyncThenPublish => {
-                        assert!(doubt && standing == Standing::OtherBoot, "{facts:?}: only a cut settles doubt");
+                        assert!(
+                            doubt && standing == Standing::OtherBoot,
+                            "{facts:?}: only a cut settles doubt"
+                        );
                     }
                     Plan::Publish { sync_dir } => {
                         assert!(!doubt, "{facts:?}: publishing what nobody was told is durable");

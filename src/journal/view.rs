@@ -107,9 +107,17 @@ impl View {
     }
 
     /// Adds a batch that this process has just made durable.
-    pub(crate) fn added(&mut self, offset: u64, header: &crate::format::BatchHeader, body: &[u8]) -> Result<()> {
+    pub(crate) fn added(
+        &mut self,
+        offset: u64,
+        header: &crate::format::BatchHeader,
+        body: &[u8],
+    ) -> Result<()> {
         index::add(&mut self.index, offset, header, body).map_err(|flaw| {
-            Error::new(ErrorKind::Misuse, format!("a batch of one's own cannot be read back: {}", flaw.describe()))
+            Error::new(
+                ErrorKind::Misuse,
+                format!("a batch of one's own cannot be read back: {}", flaw.describe()),
+            )
         })?;
         self.spot = Spot {
             offset: offset + header.frame_len(),

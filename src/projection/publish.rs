@@ -99,7 +99,10 @@ fn move_aside(disk: &dyn Disk, name: &str) -> Result<()> {
             return Ok(());
         }
     }
-    Err(Error::new(ErrorKind::Io, format!("{name} cannot be moved aside: the quarantine is full of its likes")))
+    Err(Error::new(
+        ErrorKind::Io,
+        format!("{name} cannot be moved aside: the quarantine is full of its likes"),
+    ))
 }
 
 /// The temporary name of a file that is being replaced.

@@ -110,7 +110,10 @@ impl Checkpoint {
 
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
         if !ids::is_word(&self.kind) || self.number == 0 {
-            return Err(Error::misuse(format!("\"{}\" is no type of a checkpoint", self.kind.escape_debug())));
+            return Err(Error::misuse(format!(
+                "\"{}\" is no type of a checkpoint",
+                self.kind.escape_debug()
+            )));
         }
         wire::encode(&V1 {
             number: self.number,

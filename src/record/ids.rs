@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn ids_that_could_leave_their_folder_are_refused() {
-        for bad in ["", ".", "..", "-rf", ".git", "a/b", "a\\b", "a b", "a\0", "ä", "a\n", &"x".repeat(129)] {
+        for bad in ["", ".", "..", "-rf", ".git", "a/b", "a\\b", "a b", "a\0", "ä", "a\n", &"x".repeat(129)]
+        {
             assert!(Id::new(bad).is_err(), "{bad:?}");
         }
         for good in ["a", "T-016", "r-01J.x_y", "con", &"x".repeat(128)] {

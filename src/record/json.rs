@@ -12,7 +12,8 @@ pub struct JsonText(String);
 impl JsonText {
     /// Takes any JSON text. Key order, numbers and escapes stay as they are.
     pub fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str::<IgnoredAny>(text).map_err(|e| Error::misuse(format!("not valid JSON: {e}")))?;
+        serde_json::from_str::<IgnoredAny>(text)
+            .map_err(|e| Error::misuse(format!("not valid JSON: {e}")))?;
         Ok(Self(compact(text)))
     }
 
@@ -134,7 +135,8 @@ mod tests {
 
     #[test]
     fn json_keeps_order_numbers_and_escapes() {
-        let text = JsonText::parse(" { \"b\" : 1.10 , \"a\": [ 12345678901234567890123 , \"x \\\" y\" ] } ").unwrap();
+        let text = JsonText::parse(" { \"b\" : 1.10 , \"a\": [ 12345678901234567890123 , \"x \\\" y\" ] } ")
+            .unwrap();
         assert_eq!(text.as_str(), r#"{"b":1.10,"a":[12345678901234567890123,"x \" y"]}"#);
         assert!(JsonText::parse("{} {}").is_err());
         assert!(JsonText::parse(&"[".repeat(100_000)).is_err());

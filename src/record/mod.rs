@@ -112,7 +112,9 @@ impl Body {
             Self::StatePatch(patch) => (patch.encode()?, patch::VERSION),
             Self::Checkpoint(checkpoint) => (checkpoint.encode()?, checkpoint::VERSION),
             Self::Tick(tick) => (tick.encode()?, tick::VERSION),
-            Self::Unknown { .. } => return Err(Error::misuse("a record of an unknown kind cannot be written")),
+            Self::Unknown { .. } => {
+                return Err(Error::misuse("a record of an unknown kind cannot be written"));
+            }
         })
     }
 

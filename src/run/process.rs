@@ -251,9 +251,8 @@ pub fn record_process(
             .map_err(|e| Error::io("starting the journal thread", e));
         let watched = watch(&mut child, clock, &pipeline, output, cancel, options, &limits);
         pipeline.close();
-        let recorder = journal?
-            .join()
-            .map_err(|_| Error::new(ErrorKind::Reopen, "the journal thread panicked"))?;
+        let recorder =
+            journal?.join().map_err(|_| Error::new(ErrorKind::Reopen, "the journal thread panicked"))?;
         let failure = pipeline.hold().failed.take();
         Ok((recorder, watched?, failure))
     })?;
@@ -351,11 +350,8 @@ impl Started {
         }
         let message = format!("{shown}, pid {}", self.pid);
         let started = Lifecycle::new(event::WORKER_STARTED, Level::Info, message).with_data(self)?;
-        let patch = StatePatch {
-            status: Some(Status::Running),
-            pid: Some(Some(self.pid)),
-            ..StatePatch::default()
-        };
+        let patch =
+            StatePatch { status: Some(Status::Running), pid: Some(Some(self.pid)), ..StatePatch::default() };
         Ok(vec![Body::Lifecycle(started).into(), Body::StatePatch(patch).into()])
     }
 }
@@ -547,12 +543,8 @@ impl Ended {
             Self { .. } => "failed",
         };
         let level = if self.status.success() { Level::Info } else { Level::Error };
-        let data = Data {
-            outcome,
-            exit_code: self.status.code(),
-            signal: signal.clone(),
-            drained: self.drained,
-        };
+        let data =
+            Data { outcome, exit_code: self.status.code(), signal: signal.clone(), drained: self.drained };
         let exited = Lifecycle::new(event::WORKER_EXITED, level, summary).with_data(&data)?;
         let mut records = vec![Body::Lifecycle(exited).into()];
         if signal.is_some() {

@@ -5,8 +5,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
 use crate::projection::{Counts, RENDERER, RunFold, summary_json};
 use crate::record::{
-    MAX_PAYLOAD_LEN, Body, Bytes, Channel, Checkpoint, FileFormat, Id, Level, Lifecycle, ParentRun, Replay, RunName,
-    RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
+    Body, Bytes, Channel, Checkpoint, FileFormat, Id, Level, Lifecycle, MAX_PAYLOAD_LEN, ParentRun, Replay,
+    RunName, RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
 };
 use serde::Serialize;
 
@@ -194,7 +194,10 @@ impl<'e> Recorder<'e> {
     pub fn append(&mut self, records: Vec<NewRecord>) -> Result<Receipt> {
         let changes_state = |r: &NewRecord| matches!(r.body, Body::StatePatch(_)) || r.ends;
         if self.fold.ended() && records.iter().any(changes_state) {
-            return Err(Error::misuse(format!("run {} has ended; its state does not change any more", self.name)));
+            return Err(Error::misuse(format!(
+                "run {} has ended; its state does not change any more",
+                self.name
+            )));
         }
         let now = self.engine.world().clock.now();
         let receipt = self.engine.append(self.stream, self.fold.last_seq().next(), records.clone())?;
@@ -276,7 +279,7 @@ impl<'e> Recorder<'e> {
         let ending = Ending { event, level, status, summary: summary.to_owned(), exit_code, data };
         let records = ending_records(&self.fold, now, before, ending);
         let receipt = self.append(records)?;
-        self.engine.finish_publishing(&receipt)?;
+        self.engine.wait_published(&receipt)?;
         let started = self.fold.state().started_at.unwrap_or(now);
         Ok(RunResult {
             outcome,
@@ -291,6 +294,12 @@ impl<'e> Recorder<'e> {
     /// The last receipt.
     pub fn last_receipt(&self) -> Receipt {
         self.last
+    }
+}
+
+impl Drop for Recorder<'_> {
+    fn drop(&mut self) {
+        self.engine.forget_run(self.stream);
     }
 }
 

@@ -157,14 +157,19 @@ fn every_way_to_end_has_its_exit_code() {
 fn a_closed_pipe_ends_quietly() {
     let place = Place::new();
     place.record("r", "seq 10000");
-    let mut child = place.command(&["output", "t/r"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        place.command(&["output", "t/r"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut first = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
     // A recorded command whose reader goes away is told as the bare one is.
-    let mut child =
-        place.command(&["-q", "run", "--", "yes"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = place
+        .command(&["-q", "run", "--", "yes"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut first = [0; 2];
     child.stdout.take().unwrap().read_exact(&mut first).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(128 + 13));
@@ -247,19 +252,45 @@ fn what_becomes_of_projected_files_is_noticed_and_mended() {
     fs::write(&outside, "mine").unwrap();
     let run = place.data().join("runs/t/a");
     let replace = |path: &Path, with: &dyn Fn(&Path)| {
-        if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap()
+        } else {
+            fs::remove_file(path).unwrap()
+        }
         with(path);
     };
     let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let surgeries: Vec<(&str, Box<dyn Fn()>)> = vec![
         ("runs/ deleted", Box::new(|| fs::remove_dir_all(place.data().join("runs")).unwrap())),
-        ("a log cut", Box::new(|| fs::File::options().write(true).open(run.join("stdout.log")).unwrap().set_len(1).unwrap())),
-        ("a log longer", Box::new(|| fs::File::options().append(true).open(run.join("stderr.log")).unwrap().write_all(b"x").unwrap())),
-        ("state edited", Box::new(|| {
-            let text = fs::read_to_string(run.join("state.json")).unwrap().replace("completed", "complicated");
-            fs::write(run.join("state.json"), text).unwrap();
-        })),
-        ("a checkpoint gone", Box::new(|| fs::remove_file(run.join("checkpoints/0001-summary.json")).unwrap())),
+        (
+            "a log cut",
+            Box::new(|| {
+                fs::File::options().write(true).open(run.join("stdout.log")).unwrap().set_len(1).unwrap()
+            }),
+        ),
+        (
+            "a log longer",
+            Box::new(|| {
+                fs::File::options()
+                    .append(true)
+                    .open(run.join("stderr.log"))
+                    .unwrap()
+                    .write_all(b"x")
+                    .unwrap()
+            }),
+        ),
+        (
+            "state edited",
+            Box::new(|| {
+                let text =
+                    fs::read_to_string(run.join("state.json")).unwrap().replace("completed", "complicated");
+                fs::write(run.join("state.json"), text).unwrap();
+            }),
+        ),
+        (
+            "a checkpoint gone",
+            Box::new(|| fs::remove_file(run.join("checkpoints/0001-summary.json")).unwrap()),
+        ),
         ("a file a directory", Box::new(|| replace(&run.join("meta.json"), &|p| fs::create_dir(p).unwrap()))),
         ("a file a link", Box::new(|| replace(&run.join("worker.log"), &|p| symlink(&outside, p).unwrap()))),
         ("a file a FIFO", Box::new(|| replace(&run.join("state.json"), &fifo))),
@@ -267,7 +298,10 @@ fn what_becomes_of_projected_files_is_noticed_and_mended() {
         ("a folder a file", Box::new(|| replace(&run, &|p| fs::write(p, "no folder").unwrap()))),
         ("runs/ a link", Box::new(|| replace(&place.data().join("runs"), &|p| symlink("/tmp", p).unwrap()))),
         ("the cache gone", Box::new(|| fs::remove_dir_all(place.data().join("cache")).unwrap())),
-        ("the cache nonsense", Box::new(|| replace(&place.data().join("cache"), &|p| fs::write(p, "?").unwrap()))),
+        (
+            "the cache nonsense",
+            Box::new(|| replace(&place.data().join("cache"), &|p| fs::write(p, "?").unwrap())),
+        ),
     ];
     for (what, surgery) in &surgeries {
         surgery();
@@ -394,18 +428,30 @@ fn a_hostile_directory_is_an_error_or_a_word_never_a_hang() {
         ("a newer version", Box::new(newer), 6),
         ("a link", Box::new(|p| symlink("/dev/zero", p.segment(2)).unwrap()), 3),
         ("a directory", Box::new(|p| fs::create_dir(p.segment(2)).unwrap()), 3),
-        ("a FIFO", Box::new(|p| assert!(Command::new("mkfifo").arg(p.segment(2)).status().unwrap().success())), 3),
+        (
+            "a FIFO",
+            Box::new(|p| assert!(Command::new("mkfifo").arg(p.segment(2)).status().unwrap().success())),
+            3,
+        ),
         ("a copy of another name", Box::new(|p| drop(fs::copy(p.segment(1), p.segment(2)).unwrap())), 3),
-        ("a mark that is a FIFO", Box::new(|p| {
-            let mark = p.data().join("journal/mark");
-            fs::remove_file(&mark).unwrap();
-            assert!(Command::new("mkfifo").arg(mark).status().unwrap().success());
-        }), 0),
-        ("foreign names", Box::new(|p| {
-            for name in ["1.seg", "00000000001.seg", "x.seg", "0000000000.seg", "-1.seg", "é\u{301}"] {
-                fs::write(p.data().join("journal").join(name), "?").unwrap();
-            }
-        }), 0),
+        (
+            "a mark that is a FIFO",
+            Box::new(|p| {
+                let mark = p.data().join("journal/mark");
+                fs::remove_file(&mark).unwrap();
+                assert!(Command::new("mkfifo").arg(mark).status().unwrap().success());
+            }),
+            0,
+        ),
+        (
+            "foreign names",
+            Box::new(|p| {
+                for name in ["1.seg", "00000000001.seg", "x.seg", "0000000000.seg", "-1.seg", "é\u{301}"] {
+                    fs::write(p.data().join("journal").join(name), "?").unwrap();
+                }
+            }),
+            0,
+        ),
     ];
     for (what, plant, code) in plants {
         let place = Place::new();
@@ -413,8 +459,7 @@ fn a_hostile_directory_is_an_error_or_a_word_never_a_hang() {
         plant(&place);
         let before = what.contains("FIFO").then(BTreeMap::new).unwrap_or_else(|| place.journal_names());
         for args in [&["verify"][..], &["log"], &["runs"], &["output", "t/a"], &["info"]] {
-            let mut child =
-                place.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut child = place.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
             let memory = watch_memory(&mut child);
             let output = child.wait_with_output().unwrap();
             assert!(output.status.signal().is_none(), "{what}: {args:?}: {output:?}");
@@ -451,7 +496,11 @@ impl Place {
 fn files_are_private_under_every_umask() {
     for umask in ["000", "077", "777"] {
         let place = Place::new();
-        let script = format!("umask {umask}; exec {} --dir {} -q run -- true", env!("CARGO_BIN_EXE_runwal"), place.data().display());
+        let script = format!(
+            "umask {umask}; exec {} --dir {} -q run -- true",
+            env!("CARGO_BIN_EXE_runwal"),
+            place.data().display()
+        );
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success(), "umask {umask}");
         let mut stack = vec![place.data()];
         while let Some(dir) = stack.pop() {
@@ -472,7 +521,8 @@ fn files_are_private_under_every_umask() {
 #[test]
 fn eight_recorders_at_once_some_killed_leave_a_whole_journal() {
     let place = Place::new();
-    let script = |i: usize| format!("n=0; while [ $n -lt 200 ]; do echo {i} $n; n=$((n+1)); done; echo done {i} >&2");
+    let script =
+        |i: usize| format!("n=0; while [ $n -lt 200 ]; do echo {i} $n; n=$((n+1)); done; echo done {i} >&2");
     for round in 0..2 {
         let children: Vec<Child> = (0..8)
             .map(|i| {
@@ -609,7 +659,9 @@ fn kill_once(place: &Place, dice: &mut Dice, n: u64) {
         text(&place.ends(0, &["log", "-o", "json"]).stdout).lines().map(str::to_owned).collect();
     assert_eq!(&now[..promised.len()], &promised[..], "what a reader saw stays");
     if begun {
-        let ends = now.iter().filter(|line| line.contains(&format!("\"run\":\"{run}\"")) && line.contains("step_interrupted"));
+        let ends = now
+            .iter()
+            .filter(|line| line.contains(&format!("\"run\":\"{run}\"")) && line.contains("step_interrupted"));
         assert_eq!(ends.count(), 1, "{run}");
     }
     let again = &place.json(0, &["-o", "json", "recover"])[0];
@@ -660,8 +712,7 @@ fn a_signal_is_handed_on_and_the_run_ends_as_cancelled() {
     let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
-    let state: serde_json::Value =
-        serde_json::from_slice(&place.ends(0, &["state", "t/r"]).stdout).unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&place.ends(0, &["state", "t/r"]).stdout).unwrap();
     assert_eq!(state["status"], "cancelled");
     wait_until("the end of the worker", || processes_of("r").is_empty());
 }

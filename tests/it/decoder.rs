@@ -7,7 +7,8 @@ use runwal::clock::{ManualClock, SeededEntropy};
 use runwal::engine::{Engine, NewRecord, Options, World};
 use runwal::position::Time;
 use runwal::record::{
-    Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, ParentRun, Replay, RunName, StatePatch, Status, Tick,
+    Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, ParentRun, Replay, RunName, StatePatch,
+    Status, Tick,
 };
 use runwal::run::{Outcome, Recorder, RunRequest};
 use std::path::Path;
@@ -30,7 +31,8 @@ fn world(dir: &Path, clock: &Arc<ManualClock>, seed: u64) -> World {
 
 /// Small segments, so that there are several.
 fn options(capacity: u64) -> Options {
-    let journal = JournalOptions { first_capacity: capacity, max_capacity: capacity, ..JournalOptions::default() };
+    let journal =
+        JournalOptions { first_capacity: capacity, max_capacity: capacity, ..JournalOptions::default() };
     Options { journal, ..Options::default() }
 }
 
@@ -123,7 +125,8 @@ fn rich_run(engine: &Engine, clock: &ManualClock) {
     run.checkpoint("git_diff_2", FileFormat::Patch, Replay::GitApplyBinary, ODD, diff).unwrap();
     run.checkpoint("empty", FileFormat::Text, Replay::None, "", Vec::new()).unwrap();
     parts(&mut run, &[b"part one,".as_slice(), b"", b"part two \xff"], 100);
-    let late = NewRecord { created_at: Some(Time(START)), ..Body::Chunk(Channel::Stdout, b"late".to_vec()).into() };
+    let late =
+        NewRecord { created_at: Some(Time(START)), ..Body::Chunk(Channel::Stdout, b"late".to_vec()).into() };
     let before = vec![late];
     run.finish(before, Outcome::Failed, false, Some(-3), ODD).unwrap();
     run.checkpoint("after_the_end", FileFormat::Json, Replay::None, "after", b"{}".to_vec()).unwrap();
@@ -164,7 +167,8 @@ fn rich_journal(dir: &Path) {
     }
     for n in 0..12 {
         let name = format!("r-{n}-{}", "x".repeat(n * 10));
-        let request = RunRequest { checkpoints: n % 2 == 0, ..RunRequest::new(id("T_2."), id(&name), id("s")) };
+        let request =
+            RunRequest { checkpoints: n % 2 == 0, ..RunRequest::new(id("T_2."), id(&name), id("s")) };
         let mut run = Recorder::prepare(&engine, request).unwrap();
         clock.advance(Duration::from_millis(17));
         run.chunk(Channel::Stdout, format!("line {n}\n").repeat(30).as_bytes()).unwrap();

@@ -1,9 +1,10 @@
 //! All integration tests, in one binary.
 
+mod cli;
 mod crash;
 mod damage;
 mod decoder;
 mod disk;
-mod cli;
+mod engine;
 mod format;
 mod tidy;

@@ -18,10 +18,28 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("record", &["position", "error"]),
     ("processes", &["disk", "clock", "error"]),
     ("projection", &["record", "disk", "position", "error"]),
-    ("engine", &["record", "projection", "reader", "journal", "processes", "disk", "clock", "position", "error"]),
+    (
+        "engine",
+        &["record", "projection", "reader", "journal", "processes", "disk", "clock", "position", "error"],
+    ),
     ("run", &["engine", "projection", "record", "processes", "clock", "position", "error"]),
     ("async_engine", &["engine", "record", "position", "error"]),
-    ("testing", &["engine", "run", "reader", "journal", "record", "projection", "disk", "clock", "position", "error", "format"]),
+    (
+        "testing",
+        &[
+            "engine",
+            "run",
+            "reader",
+            "journal",
+            "record",
+            "projection",
+            "disk",
+            "clock",
+            "position",
+            "error",
+            "format",
+        ],
+    ),
 ];
 
 /// Lines of code, without tests and comments, at which a file wants a second look.
@@ -96,7 +114,10 @@ fn the_list_of_rooms_has_no_circle() {
             if (*room, *import) == ("disk", "clock") {
                 continue;
             }
-            assert!(position(import).is_some_and(|at| at < i || ROOMS[at].0 != *room), "{room} imports {import}");
+            assert!(
+                position(import).is_some_and(|at| at < i || ROOMS[at].0 != *room),
+                "{room} imports {import}"
+            );
             let back = ROOMS.iter().find(|(other, _)| other == import).unwrap().1;
             assert!(!back.contains(room), "{room} and {import} import each other");
         }
@@ -127,14 +148,16 @@ fn files_can_be_read_in_one_go() {
     for path in sources() {
         let text = std::fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        let lines = code.lines().filter(|l| !l.trim().is_empty() && !l.trim_start().starts_with("//")).count();
+        let lines =
+            code.lines().filter(|l| !l.trim().is_empty() && !l.trim_start().starts_with("//")).count();
         assert!(lines <= MAX_FILE_LINES, "{} has {lines} lines of code", path.display());
     }
 }
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
+    let marks =
+        [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
     for path in sources() {
         let text = std::fs::read_to_string(&path).unwrap();
         for mark in marks {

@@ -347,6 +347,9 @@ pub(crate) fn moment(text: &str, now: Time) -> Result<Time, Failure> {
         return Ok(Time(now.0.saturating_sub(i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX))));
     }
     Time::parse(text).ok_or_else(|| {
-        Failure::Usage(format!("\"{}\" is no time: RFC 3339, or -10m for ten minutes ago", text.escape_debug()))
+        Failure::Usage(format!(
+            "\"{}\" is no time: RFC 3339, or -10m for ten minutes ago",
+            text.escape_debug()
+        ))
     })
 }

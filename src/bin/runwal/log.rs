@@ -107,18 +107,24 @@ impl Printer {
 }
 
 pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
-    let last = match args.last.as_deref() {
-        None if args.follow => Some(FOLLOW_LAST),
-        None | Some("all") => None,
-        Some(text) => Some(text.parse().map_err(|_| {
-            Failure::Usage(format!("\"{}\" is no number of records", text.escape_debug()))
-        })?),
-    };
+    let last =
+        match args.last.as_deref() {
+            None if args.follow => Some(FOLLOW_LAST),
+            None | Some("all") => None,
+            Some(text) => Some(text.parse().map_err(|_| {
+                Failure::Usage(format!("\"{}\" is no number of records", text.escape_debug()))
+            })?),
+        };
     let Some(mut log) = global.log()? else { return Ok(0) };
     let filter = Filter::new(&mut log, args)?;
     // Names are looked up beside the read, which holds its own handle.
     let mut names = global.log()?.ok_or_else(|| Failure::Usage("the journal went away".to_owned()))?;
-    let mut printer = Printer { json: global.json(), colored: global.colored(), journal: log.journal_id(), names: BTreeMap::new() };
+    let mut printer = Printer {
+        json: global.json(),
+        colored: global.colored(),
+        journal: log.journal_id(),
+        names: BTreeMap::new(),
+    };
     let mut out = std::io::stdout().lock();
     let mut damaged = false;
     let mut ended = false;

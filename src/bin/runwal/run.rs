@@ -112,7 +112,8 @@ fn request(args: &RunArgs) -> Result<RunRequest, Failure> {
         Some(text) => Id::new(text.as_str()),
         None => Id::new(format!("{letter}-{made_up}")),
     };
-    let mut request = RunRequest::new(id(&args.task, 't')?, id(&args.run, 'r')?, Id::new(args.step.as_str())?);
+    let mut request =
+        RunRequest::new(id(&args.task, 't')?, id(&args.run, 'r')?, Id::new(args.step.as_str())?);
     request.attempt = args.attempt;
     request.worker_kind.clone_from(&args.worker);
     request.command = args.command.iter().map(|arg| arg.as_bytes().to_vec()).collect();
@@ -144,7 +145,10 @@ fn make_up_id() -> Result<String, Failure> {
     let millis = u64::try_from(system.now().0 / 1_000_000).unwrap_or(0);
     let random = system.number()? & 0xff_ffff_ffff;
     let digits = |number: u64, count: u32| {
-        (0..count).rev().map(move |i| char::from(DIGITS[usize::try_from((number >> (5 * i)) & 31).unwrap_or(0)])).collect::<String>()
+        (0..count)
+            .rev()
+            .map(move |i| char::from(DIGITS[usize::try_from((number >> (5 * i)) & 31).unwrap_or(0)]))
+            .collect::<String>()
     };
     Ok(digits(millis, 10) + &digits(random, 8))
 }

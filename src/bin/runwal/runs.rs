@@ -60,7 +60,8 @@ pub(crate) fn runs(global: &Global, args: &RunsArgs) -> Done {
 }
 
 fn table(out: &mut impl Write, runs: &VecDeque<RunFold>) -> std::io::Result<()> {
-    const HEAD: [&str; 9] = ["RUN", "TASK", "STEP", "STATUS", "STARTED", "DURATION", "EXIT", "RECORDS", "BYTES"];
+    const HEAD: [&str; 9] =
+        ["RUN", "TASK", "STEP", "STATUS", "STARTED", "DURATION", "EXIT", "RECORDS", "BYTES"];
     let mut rows = vec![HEAD.map(str::to_owned)];
     for fold in runs {
         let (state, counts) = (fold.state(), fold.counts());

@@ -227,7 +227,13 @@ pub(crate) fn record_text(record: &Record, run: Option<&RunName>, colored: bool)
             format!("{:04} {} ({} bytes) {}", c.number, c.kind, c.total_len, c.summary)
         }
         Body::Tick(tick) => {
-            format!("{} {} {} {}", tick.batch_id, tick.runner, tick.stage, tick.result.as_deref().unwrap_or("-"))
+            format!(
+                "{} {} {} {}",
+                tick.batch_id,
+                tick.runner,
+                tick.stage,
+                tick.result.as_deref().unwrap_or("-")
+            )
         }
         Body::Unknown { kind, version } => format!("a record of kind {kind}, version {version}: skipped"),
         _ => String::new(),

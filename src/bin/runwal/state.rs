@@ -40,7 +40,10 @@ pub(crate) fn state(global: &Global, args: &StateArgs) -> Done {
         Ok(within)
     })?;
     if fold.request().is_none() {
-        let error = Error::not_found(format!("run {} had no state yet at that moment", run.name), "Ask for a later one.");
+        let error = Error::not_found(
+            format!("run {} had no state yet at that moment", run.name),
+            "Ask for a later one.",
+        );
         debug_assert_eq!(error.kind(), ErrorKind::NotFound);
         return Err(Failure::Engine(error));
     }

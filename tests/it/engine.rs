@@ -1,0 +1,233 @@
+//! The library as an embedder uses it.
+
+use runwal::ErrorKind;
+use runwal::async_engine::AsyncEngine;
+use runwal::engine::{Engine, Entry, Log, NewRecord, Options};
+use runwal::position::{Position, Seq, Time};
+use runwal::projection::publish::{Source, rebuild_ticks};
+use runwal::record::{
+    Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, StatePatch, Status, Tick,
+};
+use runwal::run::{Outcome, Recorder, RunRequest};
+use std::path::Path;
+
+fn request(run: &str) -> RunRequest {
+    RunRequest::new(Id::new("t").unwrap(), Id::new(run).unwrap(), Id::new("s").unwrap())
+}
+
+fn open(dir: &Path) -> Engine {
+    Engine::open(dir.join("data"), Options::default()).unwrap().0
+}
+
+fn read(dir: &Path, name: &str) -> Vec<u8> {
+    let world = runwal::engine::World::existing(&dir.join("data")).unwrap();
+    let file = world.disk.open(name, runwal::disk::Open::Read).unwrap();
+    let mut bytes = vec![0; usize::try_from(file.stat().unwrap().len).unwrap()];
+    file.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+#[test]
+fn a_run_exists_once_and_its_state_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    let again = Recorder::prepare(&engine, request("r")).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Conflict);
+    run.chunk(Channel::Stdout, b"x").unwrap();
+    let result = run.finish(Vec::new(), Outcome::NeedsHuman, false, None, "Ask.").unwrap();
+    assert_eq!(result.counts.channel_bytes, [1, 0]);
+    let late = run.patch(StatePatch { status: Some(Status::Running), ..StatePatch::default() }).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Misuse);
+    // Checkpoints may follow; they move `updatedAt`, not the status.
+    let number = run.checkpoint("notes", FileFormat::Text, Replay::None, "Notes.", b"late".to_vec()).unwrap();
+    assert_eq!(number, 3);
+    engine.wait_published(&run.last_receipt()).unwrap();
+    drop(run);
+    engine.close().unwrap();
+    let state: serde_json::Value = serde_json::from_slice(&read(dir.path(), "runs/t/r/state.json")).unwrap();
+    assert_eq!((&state["status"], &state["lastCheckpointSeq"]), (&"needs_human".into(), &3.into()));
+    assert_eq!(read(dir.path(), "runs/t/r/checkpoints/0003-notes.txt"), b"late\n");
+}
+
+#[test]
+fn another_writer_of_a_stream_is_noticed_by_its_sequence() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (open(dir.path()), open(dir.path()));
+    let mut run = Recorder::prepare(&one, request("r")).unwrap();
+    let event = || Body::Lifecycle(Lifecycle::new("note", Level::Info, "from elsewhere")).into();
+    two.append(run.stream(), None, vec![event()]).unwrap();
+    let refused = run.event(Lifecycle::new("note", Level::Info, "mine")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert!(!one.is_poisoned(), "a refusal leaves the handle as it was");
+    Recorder::prepare(&one, request("other")).unwrap();
+}
+
+#[test]
+fn content_above_the_record_limit_appears_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    let content: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let number = run.checkpoint("dump", FileFormat::Patch, Replay::None, "All.", content.clone()).unwrap();
+    run.finish(Vec::new(), Outcome::Completed, true, Some(0), "Done.").unwrap();
+    engine.close().unwrap();
+    assert_eq!(read(dir.path(), &format!("runs/t/r/checkpoints/{number:04}-dump.patch")), content);
+    let mut log = Log::open(dir.path().join("data")).unwrap();
+    let info = log.resolve("t/r").unwrap();
+    assert!(log.rebuild(info.stream, false).unwrap().unwrap().differences.is_empty());
+    let (fold, _) = log.fold(info.stream).unwrap();
+    assert_eq!(fold.state().last_checkpoint_seq, Some(3));
+}
+
+#[test]
+fn a_recorder_dropped_without_an_end_is_ended_by_the_next_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let run = Recorder::prepare(&engine, request("r")).unwrap();
+    drop(run);
+    let (beside, report) = Engine::open(dir.path().join("data"), Options::default()).unwrap();
+    assert!(report.interrupted.is_empty(), "its engine is alive");
+    beside.close().unwrap();
+    engine.close().unwrap();
+    let (engine, report) = Engine::open(dir.path().join("data"), Options::default()).unwrap();
+    let names: Vec<String> = report.interrupted.iter().map(|run| run.name.to_string()).collect();
+    assert_eq!(names, ["t/r"]);
+    engine.close().unwrap();
+    let (engine, report) = Engine::open(dir.path().join("data"), Options::default()).unwrap();
+    assert!(report.interrupted.is_empty());
+    engine.close().unwrap();
+    let tail = read(dir.path(), "runs/t/r/checkpoints/0002-log-tail.txt");
+    assert!(String::from_utf8(tail).unwrap().contains("step_interrupted"));
+}
+
+fn tick(stage: &str) -> Tick {
+    Tick {
+        batch_id: "timed-jobs-1-1".to_owned(),
+        runner: "timed-jobs.framework".to_owned(),
+        stage: stage.to_owned(),
+        result: Some("ok".to_owned()),
+        error: None,
+        duration_ms: None,
+        details: JsonText::parse(r#"{"trigger":"manual"}"#).unwrap(),
+    }
+}
+
+#[test]
+fn ticks_stand_in_the_file_of_their_day_in_the_order_of_the_calls() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let day = |text: &str| Time::parse(text);
+    engine.append_tick(tick("started"), day("2026-04-01T23:59:59.999Z")).unwrap();
+    engine.append_tick(tick("tick_started"), day("2026-04-02T00:00:00Z")).unwrap();
+    engine.append_tick(tick("stopped"), day("2026-04-01T12:00:00Z")).unwrap();
+    engine.close().unwrap();
+    open(dir.path()).close().unwrap();
+    let first = String::from_utf8(read(dir.path(), "timed-jobs/2026-04-01.jsonl")).unwrap();
+    let stages: Vec<serde_json::Value> = first.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!((&stages[0]["stage"], &stages[1]["stage"]), (&"started".into(), &"stopped".into()));
+    assert!(
+        first.starts_with(r#"{"batch_id":"timed-jobs-1-1","duration_ms":null,"error":null,"result":"ok","#)
+    );
+    assert!(
+        first.lines().next().unwrap().ends_with(r#""ts":"2026-04-01T23:59:59.999Z","trigger":"manual"}"#)
+    );
+    assert_eq!(read(dir.path(), "timed-jobs/2026-04-02.jsonl").iter().filter(|b| **b == b'\n').count(), 1);
+    let world = runwal::engine::World::existing(&dir.path().join("data")).unwrap();
+    let mut log = Log::open_in(&world).unwrap();
+    let stream = log.ticks().unwrap().unwrap();
+    let last = log.end_of(stream).unwrap().unwrap().1;
+    let source: &mut Source<'_> = &mut |visit| {
+        log.stream(stream, Seq(1), &mut |record| {
+            visit(record);
+            Ok(true)
+        })
+        .map(|damage| damage.is_empty())
+    };
+    assert!(rebuild_ticks(&*world.disk, last, source, false).unwrap().differences.is_empty());
+}
+
+#[test]
+fn limits_are_refused_with_a_word_and_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    let before = engine.log().unwrap().durable();
+    let long = Body::Chunk(Channel::Stdout, vec![0; (1 << 20) + 1]);
+    assert_eq!(run.append(vec![long.into()]).unwrap_err().kind(), ErrorKind::Misuse);
+    assert_eq!(run.append(Vec::new()).unwrap_err().kind(), ErrorKind::Misuse);
+    let nine: Vec<NewRecord> =
+        (0..9).map(|_| Body::Chunk(Channel::Stdout, vec![0; 1 << 20]).into()).collect();
+    assert_eq!(run.append(nine).unwrap_err().kind(), ErrorKind::Misuse);
+    let no_word = Lifecycle::new("Not A Word", Level::Info, "x");
+    assert_eq!(run.event(no_word).unwrap_err().kind(), ErrorKind::Misuse);
+    assert!(JsonText::parse("{").is_err());
+    assert_eq!(engine.log().unwrap().durable(), before);
+    run.chunk(Channel::Stdout, b"goes on").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_share_syncs_and_a_dropped_future_leaves_no_half_record() {
+    const TASKS: u64 = 64;
+    const EACH: u64 = 20;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = AsyncEngine::new(open(dir.path())).unwrap();
+    let mut tasks = Vec::new();
+    for n in 0..TASKS {
+        let engine = engine.clone();
+        tasks.push(tokio::spawn(async move {
+            let name = runwal::record::RunName {
+                task: Id::new("t").unwrap(),
+                run: Id::new(format!("r{n}")).unwrap(),
+            };
+            let prepared = {
+                let blocking = engine.engine();
+                runwal::record::RunPrepared {
+                    name,
+                    step: Id::new("s").unwrap(),
+                    attempt: 1,
+                    step_kind: None,
+                    worker_kind: None,
+                    command: Vec::new(),
+                    working_tree: None,
+                    environment: Vec::new(),
+                    timeout_ms: None,
+                    grace_ms: 0,
+                    checkpoints: false,
+                    recorder: blocking.recorder_id(),
+                    boot: blocking.boot_id(),
+                    controller: None,
+                    host: String::new(),
+                    labels: Vec::new(),
+                    parent: None,
+                    renderer: 1,
+                }
+            };
+            let mut last = engine.begin_run(prepared, None, None, Vec::new()).await.unwrap();
+            for i in 0..EACH {
+                let record = Body::Chunk(Channel::Stdout, format!("{i}\n").into_bytes()).into();
+                let append = engine.append(last.stream, last.last_seq.next(), vec![record]);
+                last = append.await.unwrap();
+            }
+            // Dropped before it is polled: nothing happens. Afterwards the stream goes on.
+            drop(engine.append(last.stream, None, vec![Body::Chunk(Channel::Stderr, b"no".to_vec()).into()]));
+            last
+        }));
+    }
+    let mut durable = Position::ZERO;
+    for task in tasks {
+        durable = durable.max(task.await.unwrap().last);
+    }
+    engine.close().await.unwrap();
+    let mut log = Log::open(dir.path().join("data")).unwrap();
+    assert_eq!(log.durable(), durable);
+    assert_eq!(durable.0, TASKS * (EACH + 1));
+    let mut records = log.records(Position(1)).unwrap();
+    let mut next = 1;
+    while let Some(entry) = records.next().unwrap() {
+        let Entry::Record(record) = entry else { panic!("{entry:?}") };
+        assert_eq!(record.position.0, next);
+        assert!(!matches!(record.body, Body::Chunk(Channel::Stderr, _)));
+        next += 1;
+    }
+}
