@@ -5,7 +5,6 @@ use crate::engine::{Engine, NewRecord, Receipt, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Seq, StreamId, Time};
 use crate::record::RunPrepared;
-use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 /// How many appends may be accepted and not yet taken up; a further one waits for a place.
@@ -41,7 +40,7 @@ type Answer = oneshot::Sender<Result<Receipt>>;
 #[derive(Debug, Clone)]
 pub struct AsyncEngine {
     jobs: mpsc::Sender<Job>,
-    engine: Arc<Engine>,
+    engine: Engine,
 }
 
 impl AsyncEngine {
@@ -51,8 +50,7 @@ impl AsyncEngine {
     /// [`ErrorKind::Io`] where the commit thread cannot be started.
     pub fn new(engine: Engine) -> Result<Self> {
         let (jobs, waiting) = mpsc::channel(MAX_WAITING);
-        let engine = Arc::new(engine);
-        let for_thread = Arc::clone(&engine);
+        let for_thread = engine.clone();
         std::thread::Builder::new()
             .name("runwal-commit".to_owned())
             .spawn(move || commit(&for_thread, waiting))
@@ -138,7 +136,7 @@ fn commit(engine: &Engine, mut waiting: mpsc::Receiver<Job>) {
         }
         if let Some(answer) = close {
             waiting.close();
-            let _ = answer.send(engine.shut_down());
+            let _ = answer.send(engine.close());
             return;
         }
     }

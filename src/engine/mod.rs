@@ -25,7 +25,8 @@ use crate::position::{Seq, StreamId, Time};
 use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
 use publisher::Publisher;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Settings of an engine.
@@ -112,14 +113,21 @@ impl From<Body> for NewRecord {
 /// # After a crash
 /// Everything a [`Receipt`] was given for is there. Opening again sets the torn tail aside, ends
 /// the runs whose recorder is dead, repairs their files, and tells all of it in a [`Report`].
+///
+/// A handle is cheap to clone; all clones are one engine, which ends with the first
+/// [`close`](Self::close) or the last drop.
+#[derive(Debug, Clone)]
+pub struct Engine(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Engine {
+struct Inner {
     journal: Journal,
     world: World,
     recorder: [u8; 16],
     boot: [u8; 16],
-    publisher: Option<Arc<Publisher>>,
+    publisher: OnceLock<Arc<Publisher>>,
     alive: Mutex<Option<Alive>>,
+    closed: AtomicBool,
 }
 
 impl Engine {
@@ -140,11 +148,19 @@ impl Engine {
         let recorder = world.entropy.id()?;
         let boot = disk.session()?.boot;
         let alive = Alive::begin(&journal, &recorder)?;
-        let mut engine =
-            Self { journal, world, recorder, boot, publisher: None, alive: Mutex::new(Some(alive)) };
+        let engine = Self(Arc::new(Inner {
+            journal,
+            world,
+            recorder,
+            boot,
+            publisher: OnceLock::new(),
+            alive: Mutex::new(Some(alive)),
+            closed: AtomicBool::new(false),
+        }));
         let report = repair::after_crash(&engine, &options, &opened)?;
         if options.publish {
-            engine.publisher = Some(Arc::new(Publisher::start(&engine.world)?));
+            let publisher = Publisher::start(&engine.0.world)?;
+            engine.0.publisher.get_or_init(|| Arc::new(publisher));
         }
         Ok((engine, report))
     }
@@ -158,27 +174,27 @@ impl Engine {
 
     /// What this engine is known by in the records of its runs.
     pub fn recorder_id(&self) -> [u8; 16] {
-        self.recorder
+        self.0.recorder
     }
 
     /// The id of this boot of the machine.
     pub fn boot_id(&self) -> [u8; 16] {
-        self.boot
+        self.0.boot
     }
 
     /// The world it works in.
     pub fn world(&self) -> &World {
-        &self.world
+        &self.0.world
     }
 
     /// A handle for reading the same journal.
     pub fn log(&self) -> Result<Log> {
-        Log::open_in(&self.world)
+        Log::open_in(&self.0.world)
     }
 
     /// Whether a write failed: nothing more is written through this engine; open anew.
     pub fn is_poisoned(&self) -> bool {
-        self.journal.is_poisoned()
+        self.0.journal.is_poisoned()
     }
 
     /// Opens the stream of a run with its first records, all or nothing. Durable on return.
@@ -209,8 +225,8 @@ impl Engine {
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let ticket = self.journal.submit(Batch { drafts, expected: None })?;
-        Ok(Ticket { ticket, publisher: self.publisher.clone(), begins: Some(request.name.clone()) })
+        let ticket = self.submit_batch(Batch { drafts, expected: None })?;
+        Ok(Ticket { ticket, publisher: self.0.publisher.get().cloned(), begins: Some(request.name.clone()) })
     }
 
     /// Appends records to a stream, all or nothing. Durable on return.
@@ -234,19 +250,19 @@ impl Engine {
             .into_iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
-        let ticket = self.journal.submit(Batch { drafts, expected })?;
-        Ok(Ticket { ticket, publisher: self.publisher.clone(), begins: None })
+        let ticket = self.submit_batch(Batch { drafts, expected })?;
+        Ok(Ticket { ticket, publisher: self.0.publisher.get().cloned(), begins: None })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
     pub fn append_tick(&self, tick: Tick, created_at: Option<Time>) -> Result<Receipt> {
         let record = || NewRecord { created_at, ..Body::Tick(tick.clone()).into() };
         loop {
-            if let Some(stream) = self.journal.find_name(TICKS_STREAM.as_bytes())? {
+            if let Some(stream) = self.0.journal.find_name(TICKS_STREAM.as_bytes())? {
                 return self.append(stream, None, vec![record()]);
             }
             let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
-            match self.journal.append(Batch { drafts: vec![self.draft(target, record())?], expected: None }) {
+            match self.submit_batch(Batch { drafts: vec![self.draft(target, record())?], expected: None })?.wait() {
                 // Another process was faster in opening it.
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 other => return other,
@@ -256,12 +272,12 @@ impl Engine {
 
     /// Waits until the files of a run show everything up to `receipt`.
     pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
-        self.publisher.as_ref().map_or(Ok(()), |publisher| publisher.wait(receipt.last))
+        self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.last))
     }
 
     /// Publishes a run no longer than what is durable now.
     pub(crate) fn forget_run(&self, stream: StreamId) {
-        if let Some(publisher) = &self.publisher {
+        if let Some(publisher) = self.0.publisher.get() {
             publisher.forget(stream);
         }
     }
@@ -269,25 +285,20 @@ impl Engine {
     /// Runs `work` while no commit of this process is under way: the moment to stop the process
     /// (Ctrl-Z) without leaving others to wait for the journal's lock.
     pub fn between_commits<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.journal.between_commits(work)
+        self.0.journal.between_commits(work)
     }
 
-    /// Ends in order: files are published, the recorder's lock is given up.
-    pub fn close(self) -> Result<()> {
-        self.shut_down()
+    /// Ends in order, for all clones: what was handed in is committed, files are published, the
+    /// recorder's lock is given up. Appending afterwards is an error; a second close does nothing.
+    pub fn close(&self) -> Result<()> {
+        self.0.close()
     }
 
-    /// The same for an engine that is shared; a second time does nothing.
-    pub(crate) fn shut_down(&self) -> Result<()> {
-        self.journal.flush();
-        let published = self.publisher.as_ref().map_or(Ok(()), |publisher| publisher.stop());
-        let ended = match self.alive.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // A poisoned handle writes nothing; its lock goes with it, and the next one recovers.
-            Some(_) if self.is_poisoned() => Ok(()),
-            Some(alive) => alive.end(),
-            None => Ok(()),
-        };
-        published.and(ended)
+    fn submit_batch(&self, batch: Batch) -> Result<crate::journal::Ticket> {
+        if self.0.closed.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Reopen, "the engine was closed"));
+        }
+        self.0.journal.submit(batch)
     }
 
     fn draft(&self, target: Target, record: NewRecord) -> Result<Draft> {
@@ -300,7 +311,7 @@ impl Engine {
             version,
             close: record.ends,
             more: record.more,
-            time: record.time.unwrap_or_else(|| self.world.clock.now()),
+            time: record.time.unwrap_or_else(|| self.0.world.clock.now()),
             created: record.created_at,
             key: None,
             term: None,
@@ -309,7 +320,7 @@ impl Engine {
     }
 
     fn journal(&self) -> &Journal {
-        &self.journal
+        &self.0.journal
     }
 }
 
@@ -338,9 +349,26 @@ impl Ticket {
     }
 }
 
-impl Drop for Engine {
+impl Inner {
+    fn close(&self) -> Result<()> {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.journal.flush();
+        let published = self.publisher.get().map_or(Ok(()), |publisher| publisher.stop());
+        let ended = match self.alive.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A poisoned handle writes nothing; its lock goes with it, and the next one recovers.
+            Some(_) if self.journal.is_poisoned() => Ok(()),
+            Some(alive) => alive.end(),
+            None => Ok(()),
+        };
+        published.and(ended)
+    }
+}
+
+impl Drop for Inner {
     fn drop(&mut self) {
         // Whoever wants to know how it ended calls `close`.
-        let _ = self.shut_down();
+        let _ = self.close();
     }
 }

@@ -68,6 +68,7 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
         problems: Vec::new(),
     };
     end_dead_runs(engine, options, &mut report)?;
+    crate::journal::live::sweep(engine.journal())?;
     if options.publish {
         repair_files(engine, &mut report)?;
     }
@@ -98,7 +99,7 @@ fn end_dead_runs(engine: &Engine, options: &Options, report: &mut Report) -> Res
             report.problems.push(format!("run {}: its first record cannot be read", info.name));
             continue;
         };
-        if recorder == engine.recorder {
+        if recorder == engine.recorder_id() {
             continue;
         }
         if let std::collections::btree_map::Entry::Vacant(entry) = dead.entry(recorder) {
@@ -118,9 +119,7 @@ fn end_dead_runs(engine: &Engine, options: &Options, report: &mut Report) -> Res
             Err(error) => return Err(error),
         }
     }
-    for certified in dead.into_values().flatten() {
-        certified.bury(engine.journal())?;
-    }
+    drop(dead);
     Ok(())
 }
 
@@ -145,14 +144,14 @@ fn end_run(
         Ok(true)
     })?;
     let Some(request) = fold.request().filter(|_| !fold.ended()) else { return Ok(None) };
-    let (attempt, same_boot) = (request.attempt, request.boot == engine.boot);
+    let (attempt, same_boot) = (request.attempt, request.boot == engine.boot_id());
     let recorder = hex(&request.recorder);
     let mut ended_processes = 0;
     if options.end_orphans && same_boot {
-        let clock = &*engine.world.clock;
+        let clock = &*engine.world().clock;
         ended_processes = end_orphans(clock, &name.to_string(), &recorder, worker, options.orphan_grace)?;
     }
-    let now = engine.world.clock.now();
+    let now = engine.world().clock.now();
     let mut before = Vec::new();
     if fold.worker_is_out() {
         #[derive(Serialize)]
@@ -190,7 +189,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// Checks the files of every run with records behind `cache/projected`, and repairs them.
 fn repair_files(engine: &Engine, report: &mut Report) -> Result<()> {
     let mut log = engine.log()?;
-    let disk = std::sync::Arc::clone(&engine.world.disk);
+    let disk = std::sync::Arc::clone(&engine.world().disk);
     let before = read_projected(&*disk, &log.journal_id()).min(log.durable());
     let mut reached = log.reader.sealed_upto();
     for (stream, last) in log.reader.streams_after(before)? {

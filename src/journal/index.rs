@@ -141,13 +141,13 @@ pub(crate) fn read_footer(
 
 /// The index of a sealed segment. Taken from its footer or its file in the cache; otherwise made
 /// by scanning, going back as far as is needed to know which streams were open.
-pub(crate) fn of_sealed(disk: &dyn Disk, number: u64, writable: bool) -> Result<Footer> {
+pub(crate) fn of_sealed(disk: &dyn Disk, journal: &[u8; 16], number: u64, writable: bool) -> Result<Footer> {
     let mut missing = Vec::new();
     let mut at = number;
     let mut found = None;
     while at > 0 {
-        let successor = Segment::open(disk, at + 1, Open::Read).ok().map(|s| s.header);
-        match Segment::open(disk, at, Open::Read) {
+        let successor = Segment::open_of(disk, journal, at + 1, Open::Read).ok().map(|s| s.header);
+        match Segment::open_of(disk, journal, at, Open::Read) {
             Ok(segment) => {
                 if let Some(index) = stored(disk, &segment, successor.as_ref())? {
                     found = Some(index);

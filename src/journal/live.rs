@@ -53,8 +53,7 @@ impl Alive {
 /// The certainty that a recorder is dead, for as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Dead {
-    name: String,
-    file: Option<Arc<dyn File>>,
+    _file: Option<Arc<dyn File>>,
 }
 
 impl Dead {
@@ -62,19 +61,28 @@ impl Dead {
     pub(crate) fn certify(journal: &Journal, recorder: &[u8; 16]) -> Result<Option<Self>> {
         let name = file_name(recorder);
         journal.locked(|core| match core.disk.open(&name, Open::Write) {
-            Ok(file) => Ok(file.try_lock()?.then_some(Self { name, file: Some(file) })),
-            Err(error) if error.is_missing() => Ok(Some(Self { name, file: None })),
+            Ok(file) => Ok(file.try_lock()?.then_some(Self { _file: Some(file) })),
+            Err(error) if error.is_missing() => Ok(Some(Self { _file: None })),
             Err(error) => Err(error),
         })
     }
 
-    /// Removes what it left, once all of its runs are ended.
-    pub(crate) fn bury(self, journal: &Journal) -> Result<()> {
-        if self.file.is_none() {
-            return Ok(());
+}
+
+/// Removes the files of recorders that are dead; one without a file is as dead as one without a
+/// lock.
+pub(crate) fn sweep(journal: &Journal) -> Result<()> {
+    journal.locked(|core| {
+        let mut names = Vec::new();
+        core.disk.list(&folder(), &mut |name, _| names.push(format!("{}/{name}", folder())))?;
+        for name in names {
+            let dead = core.disk.open(&name, Open::Write).is_ok_and(|file| file.try_lock().unwrap_or(false));
+            if dead {
+                core.disk.remove(&name)?;
+            }
         }
-        journal.locked(|core| core.disk.remove(&self.name))
-    }
+        Ok(())
+    })
 }
 
 /// Whether a recorder's lock is held, as far as a look without the journal's lock can tell.

@@ -3,7 +3,7 @@
 use crate::disk::{Disk, File, Kind, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Digest, Flaw, HeaderBlock, MAX_SEGMENT_LEN, SEGMENT_DATA_START,
+    BATCH_HEADER_LEN, BatchHeader, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock, MAX_SEGMENT_LEN, SEGMENT_DATA_START,
     SegmentHeader,
 };
 use crate::position::Position;
@@ -101,12 +101,17 @@ pub(crate) enum Unopened {
 }
 
 impl Unopened {
-    pub(crate) fn into_error(self, number: u64) -> Error {
+    /// What is wrong, in words, as a damage of its own; the error where it is none.
+    pub(crate) fn into_damage(self, number: u64) -> Result<Damage> {
         match self {
-            Self::Missing => Damage::new(number, 0, format!("segment {number} is missing")).to_error(),
-            Self::Damaged(damage) => damage.to_error(),
-            Self::Failed(error) => error,
+            Self::Missing => Ok(Damage::new(number, 0, format!("segment {number} is missing"))),
+            Self::Damaged(damage) => Ok(damage),
+            Self::Failed(error) => Err(error),
         }
+    }
+
+    pub(crate) fn into_error(self, number: u64) -> Error {
+        self.into_damage(number).map_or_else(|error| error, |damage| damage.to_error())
     }
 }
 
@@ -142,6 +147,20 @@ impl Segment {
             return Err(Unopened::Damaged(Damage::new(number, 0, reason)));
         }
         Ok(Self { file, header, damaged_copy: block.damaged_copy })
+    }
+
+    /// The same, but a segment of another journal does not count as this one's.
+    pub(crate) fn open_of(
+        disk: &dyn Disk,
+        journal: &[u8; 16],
+        number: u64,
+        how: Open,
+    ) -> Result<Self, Unopened> {
+        let segment = Self::open(disk, number, how)?;
+        if segment.header.journal != *journal {
+            return Err(Unopened::Damaged(Damage::new(number, 0, "the segment belongs to another journal")));
+        }
+        Ok(segment)
     }
 
     pub(crate) fn number(&self) -> u64 {
@@ -242,6 +261,20 @@ impl Scanner {
     /// The highest `durable_upto` of any valid batch header met, behind damage too.
     pub(crate) fn proven(&self) -> Position {
         self.proven
+    }
+
+    /// Where nothing says how far the segment goes, because the next one cannot be read: its footer
+    /// is its end.
+    pub(crate) fn end_at_footer(&mut self) -> Result<()> {
+        if self.held.is_some() || self.bound.position.is_some() || self.spot.offset >= self.bound.offset {
+            return Ok(());
+        }
+        self.fill(self.spot.offset, FOOTER_HEADER_LEN)?;
+        let head = self.slice(self.spot.offset, FOOTER_HEADER_LEN);
+        if Footer::decode_header(head, &self.segment.header.site(), self.spot.offset).is_ok() {
+            self.spot.offset = self.bound.offset;
+        }
+        Ok(())
     }
 
     /// Moves the bound on, as the durable end does.

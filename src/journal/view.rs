@@ -48,7 +48,7 @@ impl View {
     pub(crate) fn at_start(disk: Arc<dyn Disk>, segment: Segment, writable: bool) -> Result<Self> {
         let before = match segment.number() {
             1 => Footer::default(),
-            number => index::of_sealed(&*disk, number - 1, writable)?,
+            number => index::of_sealed(&*disk, &segment.header.journal, number - 1, writable)?,
         };
         let index = index::empty(&segment.header, before.open, before.term);
         let spot = Spot::start(&segment.header);
@@ -56,11 +56,16 @@ impl View {
         Ok(Self { disk, segment, spot, index, damage: Vec::new(), sealed, names: None, writable })
     }
 
+    /// Opens a segment of this journal.
+    pub(crate) fn open(&self, number: u64, how: Open) -> Result<Segment, Unopened> {
+        Segment::open_of(&*self.disk, &self.segment.header.journal, number, how)
+    }
+
     /// Moves on to a place that is known to be durable.
     pub(crate) fn advance(&mut self, to_segment: u64, to: Bound) -> Result<()> {
         while self.segment.number() < to_segment {
             let how = if self.writable { Open::Write } else { Open::Read };
-            match Segment::open(&*self.disk, self.segment.number() + 1, how) {
+            match self.open(self.segment.number() + 1, how) {
                 Ok(next) => {
                     self.scan_to(index::sealed_bound(&next.header))?;
                     self.enter(next);
@@ -139,7 +144,8 @@ impl View {
         if let Some(index) = self.sealed.get(&number) {
             return Ok(Arc::clone(index));
         }
-        let index = Arc::new(index::of_sealed(&*self.disk, number, self.writable)?);
+        let journal = &self.segment.header.journal;
+        let index = Arc::new(index::of_sealed(&*self.disk, journal, number, self.writable)?);
         self.keep(number, Arc::clone(&index));
         Ok(index)
     }
@@ -227,7 +233,7 @@ impl View {
         while low + 1 < high {
             let mut middle = low + (high - low) / 2;
             let first = loop {
-                match Segment::open(&*self.disk, middle, Open::Read) {
+                match self.open(middle, Open::Read) {
                     Ok(segment) => break segment.header.first_position,
                     Err(Unopened::Failed(error)) => return Err(error),
                     // An unreadable one is treated as part of the one before it.
@@ -269,7 +275,9 @@ impl View {
             candidates.extend(matching(names, hash));
         }
         for id in candidates {
-            if self.name_of(id)?.is_some_and(|found| found == name) {
+            // Where the name itself cannot be read any more, its hash has to do: better than a second
+            // stream of the same name.
+            if self.name_of(id)?.is_none_or(|found| found == name) {
                 return Ok(Some(id));
             }
         }
@@ -288,10 +296,14 @@ impl View {
         Ok(all)
     }
 
-    /// The name a stream was opened with.
+    /// The name a stream was opened with; `None` also where it cannot be read any more.
     pub(crate) fn name_of(&mut self, id: StreamId) -> Result<Option<Vec<u8>>> {
         let place = self.near(Position(id.0))?;
-        let mut scanner = self.scanner_at(place)?;
+        let mut scanner = match self.scanner_at(place) {
+            Ok(scanner) => scanner,
+            Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(None),
+            Err(error) => return Err(error),
+        };
         while let Some(step) = scanner.step()? {
             if let Step::Batch { header, body, .. } = step {
                 if header.first_position.0 > id.0 {
@@ -339,10 +351,9 @@ impl View {
             let place = Place { segment: number, offset: 0, position: None };
             return Err(Error::misuse(format!("segment {number} is not there yet")).at(place));
         }
-        let segment =
-            Segment::open(&*self.disk, number, Open::Read).map_err(|unopened| unopened.into_error(number))?;
+        let segment = self.open(number, Open::Read).map_err(|unopened| unopened.into_error(number))?;
         let mut bound = Bound { offset: segment.len()?, position: None };
-        if let Ok(successor) = Segment::open(&*self.disk, number + 1, Open::Read) {
+        if let Ok(successor) = self.open(number + 1, Open::Read) {
             bound = index::sealed_bound(&successor.header);
         }
         Ok((segment, bound))

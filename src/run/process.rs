@@ -292,7 +292,7 @@ fn failed_in_mid_run(error: Error, ended: &Ended) -> Error {
 }
 
 /// The journaling thread: batches until the pipeline is closed or the journal fails.
-fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Recorder<'_>) {
+fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Recorder) {
     while let Some(batch) = pipeline.next(clock) {
         let len = batch.iter().map(record_len).sum();
         match recorder.append(batch) {
@@ -304,7 +304,7 @@ fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Recorder<'_>) 
 
 fn spawn(
     engine: &Engine,
-    recorder: &Recorder<'_>,
+    recorder: &Recorder,
     command: &[Vec<u8>],
     tree: Option<&[u8]>,
     options: &ProcessOptions,

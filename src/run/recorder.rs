@@ -125,20 +125,20 @@ pub struct RunResult {
 /// Records one run. Dropped without [`finish`](Self::finish), the run stays open until the engine
 /// is closed, and is ended as interrupted by the next one that opens the journal.
 #[derive(Debug)]
-pub struct Recorder<'e> {
-    engine: &'e Engine,
+pub struct Recorder {
+    engine: Engine,
     name: RunName,
     stream: StreamId,
     fold: RunFold,
     last: Receipt,
 }
 
-impl<'e> Recorder<'e> {
+impl Recorder {
     /// Prepares a run: its first records are durable and its files exist on return.
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] where a run of this name exists; nothing was written then.
-    pub fn prepare(engine: &'e Engine, request: RunRequest) -> Result<Self> {
+    pub fn prepare(engine: &Engine, request: RunRequest) -> Result<Self> {
         let now = engine.world().clock.now();
         let created = request.created_at.unwrap_or(now);
         let run = RunPrepared {
@@ -168,7 +168,7 @@ impl<'e> Recorder<'e> {
         let receipt = engine.begin_run(&run, Some(created), request.term, then.clone())?;
         then.iter().for_each(|record| preview(&mut fold, record, now));
         engine.wait_published(&receipt)?;
-        Ok(Self { engine, name: run.name, stream: receipt.stream, fold, last: receipt })
+        Ok(Self { engine: engine.clone(), name: run.name, stream: receipt.stream, fold, last: receipt })
     }
 
     /// Task and run.
@@ -297,7 +297,7 @@ impl<'e> Recorder<'e> {
     }
 }
 
-impl Drop for Recorder<'_> {
+impl Drop for Recorder {
     fn drop(&mut self) {
         self.engine.forget_run(self.stream);
     }

@@ -133,7 +133,7 @@ fn rich_run(engine: &Engine, clock: &ManualClock) {
 }
 
 /// A checkpoint in parts of the test's own choosing.
-fn parts(run: &mut Recorder<'_>, parts: &[&[u8]], number: u32) {
+fn parts(run: &mut Recorder, parts: &[&[u8]], number: u32) {
     let total_len = parts.iter().map(|p| p.len() as u64).sum();
     for (i, part) in parts.iter().enumerate() {
         let body = Body::Checkpoint(runwal::record::Checkpoint {

@@ -11,7 +11,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
-use std::sync::Arc;
 
 const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -64,7 +63,6 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
             complain(&format!("runwal: recording {name}"));
         }
     }
-    let engine = Arc::new(engine);
     let cancel = Cancel::new()?;
     // Worker and terminal belong together: with a group of its own the worker could not read it.
     let own_group = !std::io::stdin().is_terminal();
@@ -85,8 +83,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
         }
         Err(error) => failed(&error, global),
     };
-    let closed = Arc::into_inner(engine).map_or(Ok(()), Engine::close);
-    if let Err(error) = closed {
+    if let Err(error) = engine.close() {
         // What was acknowledged is durable; files that lag behind are repaired by the next command.
         show::error(&error, global.json());
     }
@@ -176,11 +173,11 @@ impl Signals {
 
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
-fn watch_signals(engine: &Arc<Engine>, cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
+fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
     let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
     let mut signals = signal_hook::iterator::Signals::new(all)?;
     let handle = signals.handle();
-    let (engine, cancel) = (Arc::clone(engine), cancel.clone());
+    let (engine, cancel) = (engine.clone(), cancel.clone());
     let thread = std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
             match signal {
