@@ -122,10 +122,10 @@ fn commit(engine: &Engine, mut waiting: mpsc::Receiver<Job>) {
         for job in jobs.drain(..) {
             match job {
                 Job::Append { stream, expected, records, answer } => {
-                    pending.push((answer, engine.submit(stream, expected, records)));
+                    pending.push((answer, engine.submit(stream, expected, &records)));
                 }
                 Job::Begin { request, created_at, term, then, answer } => {
-                    pending.push((answer, engine.submit_run(&request, created_at, term, then)));
+                    pending.push((answer, engine.submit_run(&request, created_at, term, &then)));
                 }
                 Job::Close { answer } => close = Some(answer),
             }

@@ -206,7 +206,7 @@ impl Engine {
         request: &RunPrepared,
         created_at: Option<Time>,
         term: Option<u64>,
-        then: Vec<NewRecord>,
+        then: &[NewRecord],
     ) -> Result<Receipt> {
         self.submit_run(request, created_at, term, then)?.wait()
     }
@@ -217,10 +217,10 @@ impl Engine {
         request: &RunPrepared,
         created_at: Option<Time>,
         term: Option<u64>,
-        then: Vec<NewRecord>,
+        then: &[NewRecord],
     ) -> Result<Ticket> {
         let first = NewRecord { created_at, ..Body::Run(Box::new(request.clone())).into() };
-        let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), first)?];
+        let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), &first)?];
         drafts[0].term = term;
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
@@ -238,16 +238,16 @@ impl Engine {
         &self,
         stream: StreamId,
         expected: Option<Seq>,
-        records: Vec<NewRecord>,
+        records: &[NewRecord],
     ) -> Result<Receipt> {
         self.submit(stream, expected, records)?.wait()
     }
 
     /// The same without waiting: the ticket gives the receipt. Tickets are made durable by whoever
     /// waits for one next, several with one sync; dropping one does not take its records back.
-    pub fn submit(&self, stream: StreamId, expected: Option<Seq>, records: Vec<NewRecord>) -> Result<Ticket> {
+    pub fn submit(&self, stream: StreamId, expected: Option<Seq>, records: &[NewRecord]) -> Result<Ticket> {
         let drafts = records
-            .into_iter()
+            .iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
         let ticket = self.submit_batch(Batch { drafts, expected })?;
@@ -256,13 +256,13 @@ impl Engine {
 
     /// Appends a record of the timed jobs. Durable on return.
     pub fn append_tick(&self, tick: Tick, created_at: Option<Time>) -> Result<Receipt> {
-        let record = || NewRecord { created_at, ..Body::Tick(tick.clone()).into() };
+        let record = [NewRecord { created_at, ..Body::Tick(tick).into() }];
         loop {
             if let Some(stream) = self.0.journal.find_name(TICKS_STREAM.as_bytes())? {
-                return self.append(stream, None, vec![record()]);
+                return self.append(stream, None, &record);
             }
             let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
-            match self.submit_batch(Batch { drafts: vec![self.draft(target, record())?], expected: None })?.wait() {
+            match self.submit_batch(Batch { drafts: vec![self.draft(target, &record[0])?], expected: None })?.wait() {
                 // Another process was faster in opening it.
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 other => return other,
@@ -294,14 +294,14 @@ impl Engine {
         self.0.close()
     }
 
-    fn submit_batch(&self, batch: Batch) -> Result<crate::journal::Ticket> {
+    fn submit_batch(&self, batch: Batch<'_>) -> Result<crate::journal::Ticket> {
         if self.0.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Reopen, "the engine was closed"));
         }
         self.0.journal.submit(batch)
     }
 
-    fn draft(&self, target: Target, record: NewRecord) -> Result<Draft> {
+    fn draft<'r>(&self, target: Target, record: &'r NewRecord) -> Result<Draft<'r>> {
         let kind = record.body.kind();
         let (payload, version) = record.body.encode()?;
         Ok(Draft {

@@ -174,7 +174,7 @@ fn end_run(
         data: ending_data(false, false, false, None)?,
     };
     let records = ending_records(&fold, now, before, ending);
-    engine.append(stream, fold.last_seq().next(), records)?;
+    engine.append(stream, fold.last_seq().next(), &records)?;
     Ok(Some(InterruptedRun { name: name.clone(), stream, attempt, ended_processes }))
 }
 

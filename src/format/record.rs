@@ -3,6 +3,7 @@
 use super::bytes::{Take, put_varint, put_zigzag};
 use super::{BatchHeader, Flaw, MAX_KEY_LEN, MAX_NAME_LEN, MAX_PAYLOAD_LEN};
 use crate::position::{Position, Seq, StreamId, Time};
+use std::borrow::Cow;
 
 const OPEN: u8 = 1;
 const CLOSE: u8 = 1 << 1;
@@ -26,7 +27,7 @@ pub enum Target {
 
 /// A record before it has a position.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Draft {
+pub struct Draft<'p> {
     /// Its stream.
     pub target: Target,
     /// Its sequence there.
@@ -48,7 +49,7 @@ pub struct Draft {
     /// The conductor's term.
     pub term: Option<u64>,
     /// Its content.
-    pub payload: Vec<u8>,
+    pub payload: Cow<'p, [u8]>,
 }
 
 /// A record as it stands in a body, borrowed from it.
@@ -83,7 +84,7 @@ pub struct WireRecord<'a> {
 }
 
 /// Writes a body. The batch's time is that of its first record.
-pub fn encode_body(drafts: &[Draft]) -> Vec<u8> {
+pub fn encode_body(drafts: &[Draft<'_>]) -> Vec<u8> {
     let base = drafts.first().map_or(Time::default(), |d| d.time);
     let mut out = Vec::with_capacity(drafts.iter().map(|d| d.payload.len() + 24).sum());
     for draft in drafts {

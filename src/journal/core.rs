@@ -3,39 +3,92 @@
 use super::mark::{Lock, MarkFile, MarkView, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
-use super::view::{View, bound_of, newest};
+use super::view::{View, bound_of, is_foreign, newest};
 use super::{Batch, JournalOptions, OpenReport, Receipt, Recovered};
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, FOOTER_HEADER_LEN, Mark, Phase, SEGMENT_DATA_START,
-    SegmentHeader, Target, encode_body,
+    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, FOOTER_HEADER_LEN, Mark, Phase, Records,
+    SEGMENT_DATA_START, SegmentHeader, Target, encode_body,
 };
-use crate::position::{Position, Seq, StreamId};
+use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How often catching up may find something new to settle before it must be done.
 const MAX_ROUNDS: usize = 6;
 /// The most bytes written before a sync.
-const MAX_GROUP_LEN: usize = 16 << 20;
+const MAX_GROUP_LEN: u64 = 16 << 20;
+/// From which length on a body is written by a call of its own instead of being copied.
+const LONG_BODY_LEN: usize = 64 << 10;
 
 /// A batch with its body as it was encoded before the lock was taken.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    pub(super) batch: Batch,
+    /// The stream of each record, and the sequence that was thought it would get.
+    heads: Vec<(Target, Seq)>,
+    expected: Option<Seq>,
+    time: Time,
     pub(super) body: Vec<u8>,
-    pub(super) crc: u32,
-    pub(super) digest: [u8; 32],
+    crc: u32,
+    digest: [u8; 32],
 }
 
 impl Encoded {
-    pub(super) fn new(batch: Batch) -> Self {
-        let body = encode_body(&batch.drafts);
+    pub(super) fn new(batch: &Batch<'_>) -> Self {
+        let heads = batch.drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
+        let time = batch.drafts.first().map_or(Time::default(), |draft| draft.time);
+        Self::of(heads, batch.expected, time, encode_body(&batch.drafts))
+    }
+
+    fn of(heads: Vec<(Target, Seq)>, expected: Option<Seq>, time: Time, body: Vec<u8>) -> Self {
         let crc = crc32fast::hash(&body);
         let digest = *blake3::hash(&body).as_bytes();
-        Self { batch, body, crc, digest }
+        Self { heads, expected, time, body, crc, digest }
+    }
+
+    /// The same records with the sequences that now stand in `heads`.
+    fn encoded_anew(self) -> Result<Self> {
+        let header = self.header(Position(1), Position::ZERO);
+        let mut drafts = Vec::with_capacity(self.heads.len());
+        for (record, (target, seq)) in Records::new(&header, &self.body).zip(&self.heads) {
+            let record = record.map_err(|flaw| {
+                Error::new(ErrorKind::Misuse, format!("a batch cannot be read back: {}", flaw.describe()))
+            })?;
+            drafts.push(Draft {
+                target: target.clone(),
+                seq: *seq,
+                kind: record.kind,
+                version: record.version,
+                close: record.closes,
+                more: record.more,
+                time: record.time,
+                created: Some(record.created),
+                key: record.key.map(<[u8]>::to_vec),
+                term: record.term,
+                payload: record.payload.into(),
+            });
+        }
+        let body = encode_body(&drafts);
+        drop(drafts);
+        Ok(Self::of(self.heads, self.expected, self.time, body))
+    }
+
+    /// Its header, but for the chain hash.
+    fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
+        BatchHeader {
+            durability: Durability::Durable,
+            // Both were compared with their limits when the batch was handed in.
+            body_len: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
+            count: u32::try_from(self.heads.len()).unwrap_or(u32::MAX),
+            body_crc: self.crc,
+            first_position,
+            time: self.time,
+            durable_upto,
+            body_digest: self.digest,
+            chain: [0; 32],
+        }
     }
 }
 
@@ -58,10 +111,19 @@ pub(super) struct Core {
 /// Batches accepted into the group that is being gathered.
 #[derive(Default)]
 struct Group {
-    bytes: Vec<u8>,
-    batches: Vec<(usize, u64, BatchHeader, Vec<u8>, Receipt)>,
+    len: u64,
+    batches: Vec<Gathered>,
     streams: BTreeMap<StreamId, Seq>,
     names: Vec<Vec<u8>>,
+}
+
+/// A batch with its place in the group.
+struct Gathered {
+    nth: usize,
+    offset: u64,
+    header: BatchHeader,
+    body: Vec<u8>,
+    receipt: Receipt,
 }
 
 impl Core {
@@ -162,7 +224,7 @@ impl Core {
         }
         let segment = Segment::open(&*self.disk, number, Open::Write)
             .map_err(|unopened| with_way_on(unopened.into_error(number)))?;
-        if let Some(named) = mark.evidence().filter(|m| m.journal != segment.header.journal) {
+        if let Some(named) = mark.best.filter(|_| is_foreign(&*self.disk, mark, &segment)) {
             let damage = super::Damage::new(number, 0, "the segment belongs to another journal");
             return Err(with_way_on(damage.losing(segment.header.first_position, named.position).to_error()));
         }
@@ -261,7 +323,7 @@ impl Core {
         let named = mark.evidence().map_or(0, |m| m.segment);
         let readable = Segment::open(&*self.disk, number, Open::Write);
         let (header, damage) = match readable {
-            Ok(segment) if named <= number => {
+            Ok(segment) if named <= number && !is_foreign(&*self.disk, &mark, &segment) => {
                 let found = recovery::inspect(segment, None, Some(told))?;
                 if recovery::plan(found.facts(&mark)) != Plan::Refuse {
                     return Ok(None);
@@ -290,7 +352,9 @@ impl Core {
         last: u64,
         told: Position,
     ) -> Result<(SegmentHeader, super::Damage)> {
-        let before = (1..last).rev().find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok());
+        let own = |segment: &Segment| !is_foreign(&*self.disk, mark, segment);
+        let before =
+            (1..last).rev().find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok().filter(own));
         let from = match &before {
             Some(segment) => {
                 let successor = Segment::open(&*self.disk, segment.number() + 1, Open::Read).ok();
@@ -379,41 +443,29 @@ impl Core {
     ) -> Result<()> {
         let frame_len = (BATCH_HEADER_LEN + encoded.body.len()) as u64;
         let view = self.view()?;
-        let at = view.spot.offset + group.bytes.len() as u64;
+        let at = view.spot.offset + group.len;
         if at > SEGMENT_DATA_START && at + frame_len > view.segment.header.capacity {
             self.flush(group, tell)?;
             self.roll()?;
-        } else if group.bytes.len() + frame_len as usize > MAX_GROUP_LEN {
+        } else if group.len + frame_len > MAX_GROUP_LEN {
             self.flush(group, tell)?;
         }
         let encoded = self.check(group, encoded)?;
         let view = self.view()?;
         let (prev, last) = match group.batches.last() {
-            Some((_, _, header, _, _)) => (header.chain, header.last_position()),
+            Some(before) => (before.header.chain, before.header.last_position()),
             None => (recovery::chain_at(&view.spot), view.spot.position),
         };
-        let offset = view.spot.offset + group.bytes.len() as u64;
         let first_position = next(last)?;
-        let drafts = &encoded.batch.drafts;
-        let mut header = BatchHeader {
-            durability: Durability::Durable,
-            body_len: encoded.body.len() as u32,
-            count: drafts.len() as u32,
-            body_crc: encoded.crc,
-            first_position,
-            time: drafts[0].time,
-            durable_upto: view.spot.position,
-            body_digest: encoded.digest,
-            chain: [0; 32],
-        };
         first_position
-            .checked_add(u64::from(header.count))
+            .checked_add(encoded.heads.len() as u64)
             .ok_or_else(|| Error::new(ErrorKind::Full, "the positions of this journal are used up"))?;
+        let mut header = encoded.header(first_position, view.spot.position);
         header.chain = header.expected_chain(&prev);
-        header.encode(&view.segment.header.site(), offset, &mut group.bytes);
-        group.bytes.extend_from_slice(&encoded.body);
-        let receipt = receipt_for(&header, drafts, group);
-        group.batches.push((i, offset, header, encoded.body, receipt));
+        let offset = view.spot.offset + group.len;
+        let receipt = receipt_for(&header, &encoded.heads);
+        group.len += header.frame_len();
+        group.batches.push(Gathered { nth: i, offset, header, body: encoded.body, receipt });
         Ok(())
     }
 
@@ -424,8 +476,8 @@ impl Core {
         let mut changed = false;
         let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
         let mut names = Vec::new();
-        for (nth, draft) in encoded.batch.drafts.iter_mut().enumerate() {
-            let seq = match &draft.target {
+        for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
+            let seq = match &*target {
                 Target::Open(name) => {
                     let taken = group.names.contains(name) || names.contains(name);
                     if taken || self.view()?.find_name(name)?.is_some() {
@@ -455,41 +507,40 @@ impl Core {
                     seq
                 }
             };
-            if let Some(expected) = encoded.batch.expected.filter(|expected| nth == 0 && *expected != seq) {
+            if let Some(expected) = encoded.expected.filter(|expected| nth == 0 && *expected != seq) {
                 let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
                 return Err(Error::new(ErrorKind::Conflict, message)
                     .hint("Another process has written to it; nothing of this batch was."));
             }
-            changed |= draft.seq != seq;
-            draft.seq = seq;
+            changed |= *thought != seq;
+            *thought = seq;
         }
         group.streams.extend(streams);
         group.names.extend(names);
-        Ok(if changed { Encoded::new(encoded.batch) } else { encoded })
+        if changed { encoded.encoded_anew() } else { Ok(encoded) }
     }
 
     /// One write, one sync, for all that was gathered.
     fn flush(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<()> {
-        let Group { bytes, batches, .. } = std::mem::take(group);
-        let Some((_, _, last, _, _)) = batches.last() else { return Ok(()) };
-        let (position, chain) = (last.last_position(), last.chain);
+        let Group { batches, len, .. } = std::mem::take(group);
+        let Some(last) = batches.last() else { return Ok(()) };
+        let (position, chain) = (last.header.last_position(), last.header.chain);
         self.guard(|core| {
             let now = core.clock.now();
             core.mark.set_busy(Phase::Committing, now)?;
             let mark_view = core.mark_view;
             let view = core.view()?;
-            let (start, file) = (view.spot.offset, Arc::clone(&view.segment.file));
-            file.write_at(&bytes, start)?;
-            file.sync()?;
-            let offset = start + bytes.len() as u64;
-            let end = Spot { offset, position, chain: Some(chain) };
-            let mark = mark_at(&core.view()?.segment.header, &end);
+            let start = view.spot.offset;
+            write_frames(&view.segment, start, &batches)?;
+            view.segment.file.sync()?;
+            let end = Spot { offset: start + len, position, chain: Some(chain) };
+            let mark = mark_at(&view.segment.header, &end);
             core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
             Ok(())
         })?;
-        for (i, offset, header, body, receipt) in batches {
-            self.view()?.added(offset, &header, &body)?;
-            tell(i, Ok(receipt));
+        for batch in batches {
+            self.view()?.added(batch.offset, &batch.header, &batch.body)?;
+            tell(batch.nth, Ok(batch.receipt));
         }
         Ok(())
     }
@@ -546,18 +597,35 @@ fn take_or_copy(error: &mut Option<Error>) -> Error {
     error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the batch was not answered"))
 }
 
-fn receipt_for(header: &BatchHeader, drafts: &[Draft], group: &Group) -> Receipt {
-    let last = drafts.last().map_or(Seq::ZERO, |d| d.seq);
-    let stream = match &drafts[0].target {
-        Target::Stream(id) => *id,
-        Target::Open(_) | Target::Opened => StreamId(header.first_position.0),
+/// Writes a group with as few calls as it takes without copying long bodies.
+fn write_frames(segment: &Segment, start: u64, batches: &[Gathered]) -> Result<()> {
+    let site = segment.header.site();
+    let (mut at, mut buffer) = (start, Vec::new());
+    for batch in batches {
+        batch.header.encode(&site, batch.offset, &mut buffer);
+        if batch.body.len() < LONG_BODY_LEN {
+            buffer.extend_from_slice(&batch.body);
+            continue;
+        }
+        segment.file.write_at(&buffer, at)?;
+        at += buffer.len() as u64;
+        buffer.clear();
+        segment.file.write_at(&batch.body, at)?;
+        at += batch.body.len() as u64;
+    }
+    segment.file.write_at(&buffer, at)
+}
+
+fn receipt_for(header: &BatchHeader, heads: &[(Target, Seq)]) -> Receipt {
+    let stream = match heads.first() {
+        Some((Target::Stream(id), _)) => *id,
+        _ => StreamId(header.first_position.0),
     };
-    debug_assert!(group.bytes.len() >= drafts.len());
     Receipt {
         stream,
         first: header.first_position,
         last: header.last_position(),
-        last_seq: last,
+        last_seq: heads.last().map_or(Seq::ZERO, |(_, seq)| *seq),
         chain: header.chain,
     }
 }

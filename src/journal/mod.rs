@@ -51,9 +51,9 @@ impl Default for JournalOptions {
 
 /// Records that become durable together or not at all.
 #[derive(Debug, Clone)]
-pub(crate) struct Batch {
+pub(crate) struct Batch<'p> {
     /// At least one.
-    pub(crate) drafts: Vec<Draft>,
+    pub(crate) drafts: Vec<Draft<'p>>,
     /// The sequence that the first record must get.
     pub(crate) expected: Option<Seq>,
 }
@@ -163,13 +163,13 @@ impl Journal {
 
     /// Hands a batch in. It is committed by whoever waits next; dropping the ticket does not take
     /// it back.
-    pub(crate) fn submit(&self, mut batch: Batch) -> Result<Ticket> {
+    pub(crate) fn submit(&self, mut batch: Batch<'_>) -> Result<Ticket> {
         check_limits(&batch)?;
         {
             let mut queue = hold(&self.0.queue);
             guess(&mut batch, &mut queue.guesses);
         }
-        let encoded = Encoded::new(batch);
+        let encoded = Encoded::new(&batch);
         if encoded.body.len() > MAX_BODY_LEN {
             let message =
                 format!("a batch of {} bytes is over the limit of {MAX_BODY_LEN}", encoded.body.len());
@@ -178,11 +178,6 @@ impl Journal {
         let slot = Arc::new(Slot::default());
         hold(&self.0.queue).waiting.push((encoded, Arc::clone(&slot)));
         Ok(Ticket { journal: self.clone(), slot })
-    }
-
-    /// Hands a batch in and waits until it is durable.
-    pub(crate) fn append(&self, batch: Batch) -> Result<Receipt> {
-        self.submit(batch)?.wait()
     }
 
     /// Commits everything handed in so far.
@@ -281,7 +276,7 @@ impl Ticket {
 }
 
 /// Gives records the sequences they will have if nobody else writes to their streams.
-fn guess(batch: &mut Batch, guesses: &mut BTreeMap<StreamId, Seq>) {
+fn guess(batch: &mut Batch<'_>, guesses: &mut BTreeMap<StreamId, Seq>) {
     let mut opened = Seq::ZERO;
     for (nth, draft) in batch.drafts.iter_mut().enumerate() {
         let last = match &draft.target {
@@ -300,7 +295,7 @@ fn guess(batch: &mut Batch, guesses: &mut BTreeMap<StreamId, Seq>) {
     }
 }
 
-fn check_limits(batch: &Batch) -> Result<()> {
+fn check_limits(batch: &Batch<'_>) -> Result<()> {
     let refuse = |message: String| Err(Error::misuse(message));
     if batch.drafts.is_empty() {
         return refuse("a batch needs at least one record".to_owned());

@@ -3,7 +3,7 @@
 use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
 use super::recovery::{self, Inspection};
 use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, Unopened};
-use super::view::{BatchPlace, View, bound_of, newest};
+use super::view::{BatchPlace, View, bound_of, is_foreign, newest};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BATCH_HEADER_LEN, BatchHeader, Records};
@@ -111,7 +111,8 @@ impl ReadHandle {
     /// Shows up to the mark. `false` where the segment it names cannot be read.
     fn follow(&mut self, mark: &crate::format::Mark) -> Result<bool> {
         if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
-            let Some(segment) = self.openable(mark.segment)? else { return Ok(false) };
+            let segment = self.openable(mark.segment)?.filter(|s| s.header.journal == mark.journal);
+            let Some(segment) = segment else { return Ok(false) };
             self.view = Some(View::at_start(Arc::clone(&self.disk), segment, false)?);
         }
         let Some(view) = &mut self.view else { return Ok(false) };
@@ -143,7 +144,8 @@ impl ReadHandle {
             if number == 0 {
                 break None;
             }
-            match self.openable(number)? {
+            let own = |s: &Segment| !is_foreign(&*self.disk, mark, s);
+            match self.openable(number)?.filter(own) {
                 Some(segment) => break Some(segment),
                 None => number -= 1,
             }
@@ -250,16 +252,9 @@ impl ReadHandle {
     pub(crate) fn batch(&self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
         let segment = match &self.view {
             Some(view) if view.segment.number() == place.segment => view.segment.clone(),
-            _ => match Segment::open(&*self.disk, place.segment, Open::Read) {
+            _ => match Segment::open_of(&*self.disk, &self.journal(), place.segment, Open::Read) {
                 Ok(segment) => segment,
-                Err(Unopened::Failed(error)) => return Err(error),
-                Err(unopened) => {
-                    return Ok(Err(Damage::new(
-                        place.segment,
-                        0,
-                        unopened.into_error(place.segment).message(),
-                    )));
-                }
+                Err(unopened) => return unopened.into_damage(place.segment).map(Err),
             },
         };
         let mut head = [0; BATCH_HEADER_LEN];
@@ -340,6 +335,7 @@ impl Walker {
             let Some(scanner) = &mut self.scanner else { continue };
             if let Some(view) = handle.view() {
                 scanner.extend(view.bounded(self.number)?.1);
+                scanner.end_at_footer()?;
             }
             if !scanner.at_end() {
                 break;
@@ -371,6 +367,13 @@ impl Walker {
         let place = self.from.take().filter(|place| place.segment == self.number);
         let place = place.unwrap_or(BatchPlace { segment: self.number, offset: 0 });
         let Some(view) = handle.view() else { return Ok(None) };
+        let number = self.number;
+        if number != view.segment.number()
+            && let Err(unopened) = view.open(number, Open::Read)
+        {
+            let damage = unopened.into_damage(number)?;
+            return self.skip(handle, damage).map(Some);
+        }
         match view.scanner_at(place) {
             Ok(scanner) => {
                 let scanner = if self.digests { scanner.with_digests() } else { scanner };
@@ -386,18 +389,23 @@ impl Walker {
                 }
                 Ok(None)
             }
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                let number = self.number;
-                self.number += 1;
-                let next = (number + 1..=handle.active())
-                    .find_map(|n| Segment::open(&**handle.disk(), n, Open::Read).ok());
-                let upto = next.map_or(handle.durable(), |s| Position(s.header.first_position.0 - 1));
-                let damage = Damage::new(number, 0, error.message()).losing(Position(self.last.0 + 1), upto);
-                self.last = self.last.max(upto);
-                Ok(Some(damage))
-            }
             Err(error) => Err(error),
         }
+    }
+
+    /// Goes on behind a segment that cannot be read, and says what that costs.
+    fn skip(&mut self, handle: &mut ReadHandle, damage: Damage) -> Result<Damage> {
+        let number = self.number;
+        self.number += 1;
+        let Some(view) = handle.view() else { return Ok(damage) };
+        let next = (number + 1..=view.segment.number()).find_map(|n| view.open(n, Open::Read).ok());
+        let upto = next.as_ref().map_or(view.spot.position, |s| Position(s.header.first_position.0 - 1));
+        let mut damage = damage.losing(Position(self.last.0 + 1), upto);
+        if let Some(next) = next {
+            damage.accepted = accepted(handle, next.number() - 1, &damage)?;
+        }
+        self.last = self.last.max(upto);
+        Ok(damage)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a process knows of the journal: where the durable end is, and what stands where.
 
 use super::index;
+use super::mark::MarkView;
 use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
@@ -363,6 +364,16 @@ impl View {
 fn matching(names: &[(u64, StreamId)], hash: u64) -> impl Iterator<Item = StreamId> + '_ {
     let from = names.partition_point(|(h, _)| *h < hash);
     names[from..].iter().take_while(move |(h, _)| *h == hash).map(|(_, id)| *id)
+}
+
+/// Whether a segment is of another journal than the one the mark names. A copied mark says so only
+/// where the segment before agrees with it: it may itself be what does not belong here.
+pub(crate) fn is_foreign(disk: &dyn Disk, mark: &MarkView, segment: &Segment) -> bool {
+    let named = mark.best.map(|best| best.journal).filter(|journal| *journal != segment.header.journal);
+    named.is_some_and(|journal| {
+        let before = || Segment::open_of(disk, &journal, segment.number() - 1, Open::Read);
+        mark.evidence().is_some() || before().is_ok()
+    })
 }
 
 /// The bound a mark stands for.

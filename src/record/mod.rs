@@ -30,6 +30,7 @@ use crate::error::{Error, ErrorKind, Place, Result};
 pub const MAX_PAYLOAD_LEN: usize = 1 << 20;
 
 use crate::position::{Position, Seq, StreamId, Time};
+use std::borrow::Cow;
 
 /// The frozen numbers of the kinds.
 pub mod kind {
@@ -104,14 +105,14 @@ impl Body {
     }
 
     /// Its bytes, and the version of the schema they follow.
-    pub(crate) fn encode(self) -> Result<(Vec<u8>, u8)> {
+    pub(crate) fn encode(&self) -> Result<(Cow<'_, [u8]>, u8)> {
         Ok(match self {
-            Self::Run(run) => (run.encode()?, run::VERSION),
-            Self::Lifecycle(event) => (event.encode()?, lifecycle::VERSION),
-            Self::Chunk(_, bytes) => (bytes, chunk::VERSION),
-            Self::StatePatch(patch) => (patch.encode()?, patch::VERSION),
-            Self::Checkpoint(checkpoint) => (checkpoint.encode()?, checkpoint::VERSION),
-            Self::Tick(tick) => (tick.encode()?, tick::VERSION),
+            Self::Run(run) => (run.encode()?.into(), run::VERSION),
+            Self::Lifecycle(event) => (event.encode()?.into(), lifecycle::VERSION),
+            Self::Chunk(_, bytes) => (bytes.into(), chunk::VERSION),
+            Self::StatePatch(patch) => (patch.encode()?.into(), patch::VERSION),
+            Self::Checkpoint(checkpoint) => (checkpoint.encode()?.into(), checkpoint::VERSION),
+            Self::Tick(tick) => (tick.encode()?.into(), tick::VERSION),
             Self::Unknown { .. } => {
                 return Err(Error::misuse("a record of an unknown kind cannot be written"));
             }

@@ -165,7 +165,7 @@ impl Recorder {
         let first = NewRecord { created_at: Some(created), ..Body::Run(Box::new(run.clone())).into() };
         preview(&mut fold, &first, now);
         let then = first_records(&run, request.term, created, &fold)?;
-        let receipt = engine.begin_run(&run, Some(created), request.term, then.clone())?;
+        let receipt = engine.begin_run(&run, Some(created), request.term, &then)?;
         then.iter().for_each(|record| preview(&mut fold, record, now));
         engine.wait_published(&receipt)?;
         Ok(Self { engine: engine.clone(), name: run.name, stream: receipt.stream, fold, last: receipt })
@@ -200,7 +200,7 @@ impl Recorder {
             )));
         }
         let now = self.engine.world().clock.now();
-        let receipt = self.engine.append(self.stream, self.fold.last_seq().next(), records.clone())?;
+        let receipt = self.engine.append(self.stream, self.fold.last_seq().next(), &records)?;
         records.iter().for_each(|record| preview(&mut self.fold, record, now));
         self.last = receipt;
         Ok(receipt)

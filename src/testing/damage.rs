@@ -296,7 +296,10 @@ impl Specimen {
         }
         let (read, verified) = (told(&seen.damage), told(&seen.verification.damage));
         // On one disk this cannot be told from a write that was cut short; it still has to be said.
-        let residual = |position: u64| setting == Setting::Copied && self.in_last_batches(position);
+        // So has the end of a copy that its mark names and that is not there.
+        let cut = seen.verification.notes.iter().any(|note| note.contains("incomplete"));
+        let residual =
+            |position: u64| setting == Setting::Copied && (cut || self.in_last_batches(position));
         let at_stake = self.at_stake(case);
         for position in &lost {
             if !at_stake.contains(position) {
@@ -365,11 +368,16 @@ impl Specimen {
         {
             return Err(format!("{writing}: record {silent} is not told to be lost any more"));
         }
-        let bad = after.verification.damage.iter().any(|d| !d.accepted && d.from != Position::ZERO);
+        let given_up = |d: &Damage| !d.accepted && self.batches.iter().any(|b| self.concerns(b, d));
+        let bad = after.verification.damage.iter().any(given_up);
         if writing == "refused" && bad {
             return Err(format!("what was given up is not accepted: {:?}", after.verification.damage));
         }
         Ok(writing)
+    }
+
+    fn concerns(&self, batch: &Extent, damage: &Damage) -> bool {
+        batch.segment == self.active && (damage.from.0..=damage.to.0).contains(&batch.first)
     }
 
     fn give_up(&self, stage: &mut Stage) -> Result<(), String> {

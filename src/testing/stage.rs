@@ -191,7 +191,7 @@ impl Stage {
         };
         let more = self.body(8);
         let bodies = vec![Body::Run(Box::new(run.clone())), more.clone()];
-        self.hand_in(writer, bodies, |engine| engine.begin_run(&run, None, None, vec![more.into()]))
+        self.hand_in(writer, bodies, |engine| engine.begin_run(&run, None, None, &[more.into()]))
             .map(|receipt| receipt.stream)
     }
 
@@ -200,7 +200,7 @@ impl Stage {
         let stream = stream?;
         let bodies: Vec<_> = lens.iter().map(|len| self.body(*len)).collect();
         let records: Vec<NewRecord> = bodies.iter().cloned().map(NewRecord::from).collect();
-        self.hand_in(writer, bodies, |engine| engine.append(stream, None, records))
+        self.hand_in(writer, bodies, |engine| engine.append(stream, None, &records))
     }
 
     /// Ends a run.
@@ -209,7 +209,7 @@ impl Stage {
         let last = self.body(30);
         let event = Body::Lifecycle(Lifecycle::new(terminal::COMPLETED, Level::Info, format!("{last:?}")));
         let records = vec![last.clone().into(), NewRecord { ends: true, ..event.clone().into() }];
-        self.hand_in(writer, vec![last, event], |engine| engine.append(stream, None, records));
+        self.hand_in(writer, vec![last, event], |engine| engine.append(stream, None, &records));
     }
 
     /// Appends a record of the timed jobs.
@@ -251,7 +251,7 @@ impl Stage {
                 created: None,
                 key: None,
                 term: None,
-                payload,
+                payload: payload.into(),
             };
             match journal.submit(Batch { drafts: vec![draft], expected: None }) {
                 Ok(ticket) => tickets.push((batch, ticket)),

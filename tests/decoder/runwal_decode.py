@@ -562,6 +562,17 @@ def open_bytes(path):
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
 
 
+def footer_at(segment, at, size):
+    """Does a footer of this size stand at an offset?"""
+    data = bytes(segment.data[at:at + min(size, 24 + 16 * MIB)])
+    place = segment.journal + struct.pack("<QQQ", segment.number, segment.salt, at)
+    if len(data) != size or data[:4] != b"RWF1" or zlib.crc32(place + data[:20]) != u32(data, 20):
+        return False
+    if u32(data, 4) >> 16:
+        raise Unsupported(f"segment {segment.number}: a footer with unknown flags")
+    return u32(data, 8) == size - 24 and zlib.crc32(data[24:]) == u32(data, 12)
+
+
 def header_at(segment, at):
     """The batch at an offset, or None."""
     try:
@@ -624,22 +635,23 @@ class Walk:
 # --- The journal ---
 
 class Mark:
-    """What is durable, as the mark says; `own` if it was written for this very file."""
+    """What is durable, as the mark says. `own`: it was written for this very file; `reliable`: in this boot too."""
 
     def __init__(self, path):
-        self.own, self.segment, self.end, self.position, self.boot = False, 0, 0, 0, b""
+        self.own, self.reliable, self.segment, self.end, self.position = False, False, 0, 0, 0
         try:
             data = bytes(open_bytes(path)[:BLOCK])
             inode = os.lstat(path).st_ino
         except (Malformed, OSError):
             return
-        slots = [data[at:at + 132] for at in (0, 512)]
-        slots = [s for s in slots if len(s) == 132 and s[:8] == b"RWM1\1\0\0\0" and zlib.crc32(s[:128]) == u32(s, 128)]
+        slots = [s for s in (data[:132], data[512:644]) if len(s) == 132 and zlib.crc32(s[:128]) == u32(s, 128)]
+        slots = [s for s in slots if s[:8] == b"RWM1\1\0\0\0"]
         if slots:
             slot = max(slots, key=lambda s: struct.unpack_from("<Q", s, 8))
-            (_, self.boot, _, _, found, self.journal, self.segment, self.end, self.position,
+            (_, boot, _, _, found, self.journal, self.segment, self.end, self.position,
              self.chain) = struct.unpack_from("<Q16sQQQ16sQQQ32s", slot, 8)
             self.own = found == inode
+            self.reliable = self.own and len(slots) == 2 and boot == this_boot()
 
 
 def this_boot():
@@ -660,11 +672,16 @@ class Journal:
         self.segments = [Segment(n, path) for n, path in sorted(self.names())]
         self.batches, self.damage, self.next, self.torn = [], [], 1, None
         self.check_journal_ids()
-        for segment, after in zip(self.segments, self.segments[1:]):
-            self.read_sealed(segment, after)
-        if self.segments:
-            self.read_newest(self.segments[-1])
-        self.check_mark_segment()
+        readable = [s for s in self.segments if not s.problem]
+        for before, segment in zip([None] + readable, readable):
+            if before:
+                self.read_sealed(before, segment)
+            self.check_gap(before.number if before else 0, segment)
+        newest = readable[-1] if readable else None
+        if newest:
+            self.read_newest(newest)
+        self.durable = self.next - 1
+        self.check_end(newest)
 
     def names(self):
         """Number and path of each segment."""
@@ -682,100 +699,94 @@ class Journal:
             if not segment.problem and segment.journal != ids[-1]:
                 segment.problem = "a segment of another journal"
 
-    def note(self, damage):
-        """Notes damage."""
-        self.damage.append(damage)
-
-    def missing(self, number, offset, last, reason):
+    def note(self, segment, offset, last, reason, verdict="corrupt"):
         """Notes that the positions up to `last` are gone, if there are any."""
-        self.note(Damage("corrupt", number, offset, self.next, last, reason))
+        self.damage.append(Damage(verdict, segment, offset, self.next, last, reason))
         self.next = max(self.next, last + 1)
 
-    def begin(self, segment):
-        """What holds between a segment and the one before."""
-        before = segment.number - 1
-        if before and (not self.segments or not any(s.number == before for s in self.segments)):
-            self.missing(before, 0, segment.first - 1, "a segment is missing")
+    def check_gap(self, before, segment):
+        """What is missing or cannot be read between two segments; the first of it gets the positions."""
+        for lost in [s for s in self.segments if before < s.number < segment.number] + [segment]:
+            if lost.number > before + 1:
+                self.note(before + 1, 0, segment.first - 1, "a segment is missing")
+            if lost is not segment:
+                self.note(lost.number, 0, segment.first - 1, lost.problem)
+            before = lost.number
+        if self.next < segment.first:
+            self.note(segment.number, 0, segment.first - 1, "positions are missing before it")
         if segment.broken_copy is not None:
-            self.note(Damage("corrupt", segment.number, segment.broken_copy, 1, 0, "a copy of the header is damaged"))
+            self.note(segment.number, segment.broken_copy, 0, "a copy of the header is damaged")
 
     def read_sealed(self, segment, after):
-        """Reads a segment that another follows."""
-        if segment.problem:
-            return self.missing(segment.number, 0, self.next - 1 if after.problem else after.first - 1, segment.problem)
-        self.begin(segment)
-        adjacent = after.number == segment.number + 1 and not after.problem
+        """Reads a segment that is not the newest; where it ends, the next one says, if that is there."""
+        adjacent = after.number == segment.number + 1
         walk = Walk(segment, after.before_end if adjacent else len(segment.data))
         self.take(walk, walk.steps)
-        if adjacent:
-            if walk.at < after.before_end or self.next <= after.last_before():
-                self.missing(segment.number, walk.at, after.last_before(), "batches are missing at the end")
-            self.check_link(segment, walk, after)
-        return None
+        if not adjacent:
+            return
+        if walk.at < after.before_end or self.next <= after.last_before():
+            self.note(segment.number, walk.at, after.last_before(), "batches are missing at the end")
+        if after.before_salt != segment.salt:
+            self.note(segment.number, 0, 0, "not the segment that the next one follows")
+        elif walk.chain_known and walk.chain != after.chain:
+            self.note(after.number, 0, 0, "the chain hash of the header is not right", "tampered")
+        if after.before_footer and not footer_at(segment, after.before_end, after.before_footer):
+            self.note(segment.number, after.before_end, 0, "the footer is damaged")
+        self.accept(after)
 
     def take(self, walk, steps):
         """Takes over what a walk found."""
         for step in steps:
             if isinstance(step, Damage):
-                self.note(step)
+                self.damage.append(step)
             else:
                 self.batches.append((walk.segment, step))
             self.next = max(self.next, step.last + 1)
 
-    def check_link(self, segment, walk, after):
-        """What the next header says about this segment."""
-        if after.before_salt != segment.salt:
-            self.note(Damage("corrupt", segment.number, 0, 1, 0, "not the segment that the next one follows"))
-        elif walk.chain_known and walk.chain != after.chain and walk.at == after.before_end:
-            self.note(Damage("tampered", after.number, 0, 1, 0, "the chain hash of the header is not right"))
+    def accept(self, after):
+        """Damage does not count where the positions are given up."""
         for damage in self.damage:
-            if damage.first and after.given_first <= damage.first and damage.last <= after.given_last:
+            if after.given_first <= damage.first <= damage.last <= after.given_last and damage.first:
                 damage.accepted = True
-        if after.before_footer:
-            self.check_footer(segment, after.before_end, after.before_footer)
-
-    def check_footer(self, segment, at, size):
-        """A footer that should be there is."""
-        data = bytes(segment.data[at:at + min(size, 24 + 16 * MIB)])
-        place = segment.journal + struct.pack("<QQQ", segment.number, segment.salt, at)
-        right = len(data) == size >= 24 and data[:4] == b"RWF1" and zlib.crc32(place + data[:20]) == u32(data, 20)
-        if right and u32(data, 4) >> 16:
-            raise Unsupported("a footer with unknown flags")
-        if not right or u32(data, 8) != size - 24 or zlib.crc32(data[24:]) != u32(data, 12):
-            self.note(Damage("corrupt", segment.number, at, 1, 0, "the footer is damaged"))
+        if after.given_first and self.next <= after.given_last:
+            self.next = after.given_last + 1
 
     def read_newest(self, segment):
-        """Reads the segment that nothing follows."""
-        own = self.mark if self.mark.own else None
-        if segment.problem:
-            return self.missing(segment.number, 0, own.position if own else 0, segment.problem)
-        self.begin(segment)
-        walk = Walk(segment, len(segment.data))
-        own = own if own and own.journal == segment.journal else None
-        evidence = max(segment.first - 1, segment.born, walk.durable, own.position if own else 0)
-        limit = len(segment.data)
-        if own and own.segment == segment.number and own.boot == this_boot():
-            limit = own.end
+        """Reads the newest segment, up to the mark if that can be relied on."""
+        walk, mark = Walk(segment, len(segment.data)), self.mark
+        own = mark.own and mark.journal == segment.journal and mark.segment <= segment.number
+        evidence = max(segment.first - 1, segment.born, walk.durable, mark.position if own else 0)
+        limit = mark.end if own and mark.reliable and mark.segment == segment.number else len(segment.data)
         end = BLOCK
         for step in walk.steps:
-            tail = step.verdict == "corrupt" and step.first > evidence if isinstance(step, Damage) else step.end > limit
-            if tail:
+            broken = isinstance(step, Damage)
+            if broken and step.verdict == "corrupt" and step.first > evidence:
                 break
-            self.take(walk, [step])
-            end = step.end
-        if self.next <= evidence:
-            self.missing(segment.number, end, evidence, "durable records are gone")
-        elif not self.mark.own and self.mark.position >= self.next:
-            self.torn = f"the copy is incomplete: it ends before position {self.mark.position}"
-        if first_nonzero(segment.data, end, len(segment.data)) is not None:
+            if broken or step.end <= limit:
+                self.take(walk, [step])
+                end = step.end
+        if self.next <= evidence and (not walk.steps or walk.steps[-1].last <= evidence):
+            self.note(segment.number, end, evidence, "durable records are gone")
+        elif not mark.own and mark.position >= self.next:
+            self.torn = f"the copy is incomplete: it ends before position {mark.position}"
+        if self.something_behind(segment, end):
             self.torn = f"segment {segment.number}, offset {end}: a write was cut short"
-        return None
 
-    def check_mark_segment(self):
-        """The mark may name a segment that is gone."""
-        newest = self.segments[-1].number if self.segments else 0
-        if self.mark.own and self.mark.segment > newest:
-            self.missing(self.mark.segment, 0, self.mark.position, "a segment is missing")
+    def something_behind(self, segment, end):
+        """Does anything stand behind the durable end but zeros and a footer?"""
+        size = u32(segment.data, end + 8) if end + 12 <= len(segment.data) else 0
+        if footer_at(segment, end, 24 + size):
+            end += 24 + size
+        return first_nonzero(segment.data, end, len(segment.data)) is not None
+
+    def check_end(self, newest):
+        """Behind the newest segment that can be read there may be others, or the mark may know of others."""
+        number = newest.number if newest else 0
+        behind = [s for s in self.segments if s.number > number]
+        known = self.mark.position if self.mark.own and self.mark.segment > number else 0
+        if behind or known:
+            number = number + 1 if newest else behind[-1].number if behind else self.mark.segment
+            self.note(number, 0, known, "a segment is missing or cannot be read")
 
     def verdict(self):
         """The worst of all damage that was not accepted."""
@@ -793,7 +804,7 @@ class Journal:
                           ("reason", d.reason), ("accepted", d.accepted)]) for d in self.damage]
         return Object([("verdict", self.verdict()), ("records", sum(b.count for _, b in self.batches)),
                        ("batches", len(self.batches)), ("segments", len(self.segments)),
-                       ("bytes", sum(len(s.data) for s in self.segments)), ("durable", self.next - 1),
+                       ("bytes", sum(len(s.data) for s in self.segments)), ("durable", self.durable),
                        ("damage", damage)])
 
 

@@ -56,7 +56,7 @@ fn another_writer_of_a_stream_is_noticed_by_its_sequence() {
     let (one, two) = (open(dir.path()), open(dir.path()));
     let mut run = Recorder::prepare(&one, request("r")).unwrap();
     let event = || Body::Lifecycle(Lifecycle::new("note", Level::Info, "from elsewhere")).into();
-    two.append(run.stream(), None, vec![event()]).unwrap();
+    two.append(run.stream(), None, &[event()]).unwrap();
     let refused = run.event(Lifecycle::new("note", Level::Info, "mine")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert!(!one.is_poisoned(), "a refusal leaves the handle as it was");

@@ -45,7 +45,7 @@ fn example() -> Vec<u8> {
     let options = Options { publish: false, ..Options::default() };
     let (engine, _) = Engine::open_in(world, options).unwrap();
     let event = Lifecycle::new("run_prepared", Level::Info, "Prepared.");
-    engine.begin_run(&request(), None, Some(3), vec![Body::Lifecycle(event).into()]).unwrap();
+    engine.begin_run(&request(), None, Some(3), &[Body::Lifecycle(event).into()]).unwrap();
     engine.close().unwrap();
     sim.read_file(SEGMENT).unwrap()
 }
