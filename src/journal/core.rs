@@ -50,7 +50,9 @@ impl Encoded {
 
     /// The same records with the sequences that now stand in `heads`.
     fn encoded_anew(self) -> Result<Self> {
-        let header = self.header(Position(1), Position::ZERO);
+        // Where it will stand is not known yet. No record may name a stream above its own position,
+        // so it is read as if it stood above all of them.
+        let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
         let mut drafts = Vec::with_capacity(self.heads.len());
         for (record, (target, seq)) in Records::new(&header, &self.body).zip(&self.heads) {
             let record = record.map_err(|flaw| {
@@ -357,7 +359,8 @@ impl Core {
             (1..last).rev().find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok().filter(own));
         let from = match &before {
             Some(segment) => {
-                let successor = Segment::open(&*self.disk, segment.number() + 1, Open::Read).ok();
+                let (journal, next) = (&segment.header.journal, segment.number() + 1);
+                let successor = Segment::open_of(&*self.disk, journal, next, Open::Read).ok();
                 let len = segment.len()?;
                 let bound =
                     successor.as_ref().map_or(super::segment::Bound { offset: len, position: None }, |s| {

@@ -43,7 +43,7 @@ impl LogTail {
     /// Takes bytes of one log in.
     pub fn push(&mut self, log: LogFile, bytes: &[u8]) {
         let mut rest = self.last_part(log, bytes);
-        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', rest) {
             let mut line = std::mem::take(&mut self.partial[log as usize]);
             line.extend_from_slice(&rest[..=end]);
             self.keep(line);
@@ -59,9 +59,8 @@ impl LogTail {
     /// The last lines of `bytes`, where they are as many as are kept at all: a flood is not taken
     /// apart line by line.
     fn last_part<'b>(&mut self, log: LogFile, bytes: &'b [u8]) -> &'b [u8] {
-        let mut newlines = bytes.iter().enumerate().rev().filter(|(_, b)| **b == b'\n');
-        match newlines.nth(self.max_lines) {
-            Some((before, _)) => {
+        match memchr::memrchr_iter(b'\n', bytes).nth(self.max_lines) {
+            Some(before) => {
                 self.partial[log as usize].clear();
                 &bytes[before + 1..]
             }

@@ -75,6 +75,7 @@ pub struct RunFold {
     term: Option<u64>,
     state: RunState,
     tail: LogTail,
+    keeps_tail: bool,
     parts: Parts,
     last_seq: Seq,
     last_position: Position,
@@ -114,6 +115,7 @@ impl RunFold {
             term: None,
             state: RunState::default(),
             tail: LogTail::new(LogTail::LINES, LogTail::BYTES),
+            keeps_tail: true,
             parts: Parts::default(),
             last_seq: Seq::ZERO,
             last_position: Position::ZERO,
@@ -123,6 +125,11 @@ impl RunFold {
             ended: false,
             counts: Counts::default(),
         }
+    }
+
+    /// The same for one that is never asked for the last lines of the output.
+    pub(crate) fn without_tail() -> Self {
+        Self { keeps_tail: false, ..Self::new() }
     }
 
     /// Takes the next record of the run in, and hands what it changes to `changed`.
@@ -166,9 +173,11 @@ impl RunFold {
                     Channel::Stdout => (0, LogFile::Stdout),
                     Channel::Stderr => (1, LogFile::Stderr),
                 };
-                self.tail.push(log, bytes);
+                if self.keeps_tail {
+                    self.tail.push(log, bytes);
+                }
                 self.counts.channel_bytes[i] += bytes.len() as u64;
-                self.counts.channel_lines[i] += bytes.iter().filter(|b| **b == b'\n').count() as u64;
+                self.counts.channel_lines[i] += memchr::memchr_iter(b'\n', bytes).count() as u64;
                 changed(Change::Append(log, bytes));
             }
             Body::StatePatch(patch) => self.state.patch(patch),

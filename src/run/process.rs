@@ -26,9 +26,9 @@ use std::time::Duration;
 /// How much is read from a pipe at once, and so the longest chunk.
 const CHUNK_LEN: usize = 64 << 10;
 /// How much may have been read and not be durable.
-pub(crate) const MAX_UNWRITTEN_LEN: usize = 12 << 20;
+pub(crate) const MAX_UNWRITTEN_LEN: usize = 16 << 20;
 /// How much goes into one batch.
-const BATCH_LEN: usize = 4 << 20;
+const BATCH_LEN: usize = 7 << 20;
 /// How much a pipe is asked to hold, so that a flood is read in few pieces.
 const PIPE_LEN: usize = 1 << 20;
 /// How long the first chunk waits for others to share its sync.

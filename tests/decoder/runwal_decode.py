@@ -601,7 +601,8 @@ class Walk:
         self.broken, self.chain_known = None, True
         while self.at < self.end:
             self.step(header_at(segment, self.at))
-        self.at = self.at if self.broken is None else self.broken
+        if self.broken is not None or self.at < end:
+            self.at, self.chain_known = self.at if self.broken is None else self.broken, False
         self.last = last
 
     def step(self, batch):

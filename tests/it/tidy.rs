@@ -24,6 +24,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     ("run", &["engine", "projection", "record", "processes", "clock", "position", "error"]),
     ("async_engine", &["engine", "record", "position", "error"]),
+    ("docs", &[]),
     (
         "testing",
         &[

@@ -9,6 +9,7 @@ use runwal::record::{Channel, Id};
 use runwal::run::{Cancel, Output, ProcessOptions, RunRequest, record_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 
@@ -21,17 +22,24 @@ const NO_SUCH_FILE: i32 = 2;
 /// Passes the worker's output on to our own.
 struct PassThrough {
     json: bool,
+    stdout: std::fs::File,
+    stderr: std::fs::File,
+}
+
+impl PassThrough {
+    /// Our descriptors without the buffers that the standard library puts before them.
+    fn new(json: bool) -> std::io::Result<Self> {
+        let stdout = std::io::stdout().as_fd().try_clone_to_owned()?.into();
+        let stderr = std::io::stderr().as_fd().try_clone_to_owned()?.into();
+        Ok(Self { json, stdout, stderr })
+    }
 }
 
 impl Output for PassThrough {
     fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
         match channel {
-            Channel::Stdout => {
-                let mut out = std::io::stdout().lock();
-                out.write_all(bytes)?;
-                out.flush()
-            }
-            Channel::Stderr => std::io::stderr().lock().write_all(bytes),
+            Channel::Stdout => self.stdout.write_all(bytes),
+            Channel::Stderr => self.stderr.write_all(bytes),
         }
     }
 
@@ -68,7 +76,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     let own_group = !std::io::stdin().is_terminal();
     let signals = watch_signals(&engine, &cancel, own_group)?;
     let options = ProcessOptions { environment: artifacts(global, &name), own_group, stop_on_failure: false };
-    let mut output = PassThrough { json: global.json() };
+    let mut output = PassThrough::new(global.json())?;
     let result = record_process(&engine, request, &options, &mut output, &cancel);
     signals.close()?;
     let code = match result {
