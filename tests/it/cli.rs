@@ -716,3 +716,64 @@ fn a_signal_is_handed_on_and_the_run_ends_as_cancelled() {
     assert_eq!(state["status"], "cancelled");
     wait_until("the end of the worker", || processes_of("r").is_empty());
 }
+
+#[test]
+fn a_stopped_recorder_keeps_nobody_waiting() {
+    let place = Place::new();
+    let script = "n=0; while [ $n -lt 3000 ]; do echo $n; n=$((n+1)); done";
+    let mut child = place
+        .command(&["-q", "run", "--task", "t", "--run", "stopped", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut first = String::new();
+    lines.read_line(&mut first).unwrap();
+    let signal = |name: &str| {
+        let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    };
+    signal("-TSTP");
+    let stat = format!("/proc/{}/stat", child.id());
+    wait_until("the stop", || {
+        let stat = fs::read_to_string(&stat).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+    });
+    // Stopped within a commit it would hold the lock, and this would wait for half a minute.
+    assert_eq!(place.record("beside", "echo beside").status.code(), Some(0));
+    signal("-CONT");
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!((first + &rest).lines().count(), 3000);
+    place.ends(0, &["verify", "--deep"]);
+}
+
+#[test]
+fn when_the_journal_fails_the_worker_goes_on_and_the_end_says_so() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    place.record("before", "echo kept");
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2"])
+        .arg(env!("CARGO_BIN_EXE_runwal"))
+        .arg("--dir")
+        .arg(place.data())
+        .args(["-q", "run", "--task", "t", "--run", "r", "--", "sh", "-c", "echo one; echo two >&2; exit 7"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert_eq!(text(&output.stdout), "one\n");
+    let said = text(&output.stderr);
+    assert!(said.contains("two\n") && said.contains("exit status: 7"), "{said}");
+    // What was in doubt is settled by the next opening: it is there as a whole, or the run is ended
+    // as interrupted. Either way it has one end.
+    place.ends(0, &["recover"]);
+    let ends = text(&place.ends(0, &["log", "t/r", "--kind", "lifecycle"]).stdout);
+    assert_eq!(ends.matches(" step_").count(), 1, "{ends}");
+    place.ends(0, &["verify", "--deep"]);
+    assert_eq!(text(&place.ends(0, &["output", "t/before"]).stdout), "kept\n");
+}
