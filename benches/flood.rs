@@ -3,7 +3,12 @@
 //! `cargo bench --bench flood [-- MiB [PAIRS]]` prints the ratios of the README. Each pair runs the
 //! recorded worker and its yardstick one after the other, so that both meet the same disk.
 
-#![expect(clippy::disallowed_methods, reason = "measures, and plays the user")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    reason = "measures, and plays the user"
+)]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -226,7 +226,7 @@ impl Engine {
             drafts.push(self.draft(Target::Opened, record)?);
         }
         let ticket = self.submit_batch(Batch { drafts, expected: None })?;
-        Ok(Ticket { ticket, publisher: self.0.publisher.get().cloned(), begins: Some(request.name.clone()) })
+        Ok(Ticket { inner: ticket, publisher: self.0.publisher.get().cloned(), begins: Some(request.name.clone()) })
     }
 
     /// Appends records to a stream, all or nothing. Durable on return.
@@ -234,12 +234,7 @@ impl Engine {
     /// # Errors
     /// [`ErrorKind::Conflict`] where the stream's next sequence is not `expected`: somebody else,
     /// a recovery perhaps, has written to it.
-    pub fn append(
-        &self,
-        stream: StreamId,
-        expected: Option<Seq>,
-        records: &[NewRecord],
-    ) -> Result<Receipt> {
+    pub fn append(&self, stream: StreamId, expected: Option<Seq>, records: &[NewRecord]) -> Result<Receipt> {
         self.submit(stream, expected, records)?.wait()
     }
 
@@ -251,7 +246,7 @@ impl Engine {
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
         let ticket = self.submit_batch(Batch { drafts, expected })?;
-        Ok(Ticket { ticket, publisher: self.0.publisher.get().cloned(), begins: None })
+        Ok(Ticket { inner: ticket, publisher: self.0.publisher.get().cloned(), begins: None })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
@@ -262,7 +257,10 @@ impl Engine {
                 return self.append(stream, None, &record);
             }
             let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
-            match self.submit_batch(Batch { drafts: vec![self.draft(target, &record[0])?], expected: None })?.wait() {
+            match self
+                .submit_batch(Batch { drafts: vec![self.draft(target, &record[0])?], expected: None })?
+                .wait()
+            {
                 // Another process was faster in opening it.
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 other => return other,
@@ -327,7 +325,7 @@ impl Engine {
 /// Records that were accepted and are not known to be durable yet.
 #[derive(Debug)]
 pub struct Ticket {
-    ticket: crate::journal::Ticket,
+    inner: crate::journal::Ticket,
     publisher: Option<Arc<Publisher>>,
     begins: Option<RunName>,
 }
@@ -338,7 +336,7 @@ impl Ticket {
     /// # Errors
     /// As [`Engine::append`] and [`Engine::begin_run`].
     pub fn wait(self) -> Result<Receipt> {
-        let receipt = self.ticket.wait()?;
+        let receipt = self.inner.wait()?;
         if let Some(publisher) = &self.publisher {
             if let Some(name) = self.begins {
                 publisher.add(receipt.stream, name);

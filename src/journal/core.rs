@@ -1,5 +1,7 @@
 //! One process's turn at the journal: lock, catch up, check, write, sync, publish, unlock.
 
+mod giving_up;
+
 use super::mark::{Lock, MarkFile, MarkView, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
@@ -299,116 +301,6 @@ impl Core {
             });
             Ok(())
         })
-    }
-
-    /// Gives up what is damaged at the end: the way on after corruption. Nothing is deleted; the
-    /// next segment says which positions are lost.
-    pub(super) fn accept_damage(&mut self) -> Result<Option<super::Damage>> {
-        self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
-        let result = self.accept_damage_locked();
-        self.lock.give_back()?;
-        result
-    }
-
-    fn accept_damage_locked(&mut self) -> Result<Option<super::Damage>> {
-        let mark = self.mark.read()?;
-        let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
-        let Some(number) = newest(&*self.disk)? else {
-            if told == Position::ZERO {
-                return Ok(None);
-            }
-            let header = recovery::first_header(&*self.entropy, &*self.clock)?;
-            let header = SegmentHeader { first_position: next(told)?, born_upto: told, ..header };
-            let damage = super::Damage::new(1, 0, "every segment is missing").losing(Position(1), told);
-            return self.give_up(&mark, header, damage).map(Some);
-        };
-        let named = mark.evidence().map_or(0, |m| m.segment);
-        let readable = Segment::open(&*self.disk, number, Open::Write);
-        let (header, damage) = match readable {
-            Ok(segment) if named <= number && !is_foreign(&*self.disk, &mark, &segment) => {
-                let found = recovery::inspect(segment, None, Some(told))?;
-                if recovery::plan(found.facts(&mark)) != Plan::Refuse {
-                    return Ok(None);
-                }
-                let damage = found.loss();
-                // Whatever is whole behind the damage stays readable where it is.
-                let end = Spot {
-                    position: found.evidence.max(found.last_readable.position),
-                    ..found.last_readable
-                };
-                let mut header =
-                    recovery::successor(&found.segment.header, &end, self.entropy.number()?, &*self.clock)?;
-                header.epoch += 1;
-                (header, damage)
-            }
-            Err(super::segment::Unopened::Failed(error)) => return Err(error),
-            _ => self.beyond_unreadable(&mark, number.max(named), told)?,
-        };
-        self.give_up(&mark, header, damage).map(Some)
-    }
-
-    /// The header of a segment that follows one which is missing or cannot be opened.
-    fn beyond_unreadable(
-        &mut self,
-        mark: &MarkView,
-        last: u64,
-        told: Position,
-    ) -> Result<(SegmentHeader, super::Damage)> {
-        let own = |segment: &Segment| !is_foreign(&*self.disk, mark, segment);
-        let before =
-            (1..last).rev().find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok().filter(own));
-        let from = match &before {
-            Some(segment) => {
-                let (journal, next) = (&segment.header.journal, segment.number() + 1);
-                let successor = Segment::open_of(&*self.disk, journal, next, Open::Read).ok();
-                let len = segment.len()?;
-                let bound =
-                    successor.as_ref().map_or(super::segment::Bound { offset: len, position: None }, |s| {
-                        super::index::sealed_bound(&s.header)
-                    });
-                let mut scanner =
-                    super::segment::Scanner::new(segment.clone(), Spot::start(&segment.header), bound);
-                let mut end = scanner.spot();
-                while let Some(step) = scanner.step()? {
-                    if matches!(step, super::segment::Step::Batch { .. }) {
-                        end = scanner.spot();
-                    }
-                }
-                end.position
-            }
-            None => Position::ZERO,
-        };
-        let upto = told.max(from);
-        let base = recovery::first_header(&*self.entropy, &*self.clock)?;
-        let journal = before.as_ref().map(|s| s.header.journal).or(mark.evidence().map(|m| m.journal));
-        let header = SegmentHeader {
-            journal: journal.unwrap_or(base.journal),
-            segment: last + 1,
-            epoch: before.as_ref().map_or(1, |s| s.header.epoch + 1),
-            first_position: next(upto)?,
-            chain: mark.evidence().map_or([0; 32], |m| m.chain),
-            born_upto: upto,
-            ..base
-        };
-        let damage = super::Damage::new(last, 0, format!("segment {last} is missing or cannot be read"));
-        Ok((header, damage.losing(Position(from.0 + 1), upto)))
-    }
-
-    fn give_up(
-        &mut self,
-        mark: &MarkView,
-        header: SegmentHeader,
-        damage: super::Damage,
-    ) -> Result<super::Damage> {
-        let header = SegmentHeader { lost: (damage.from, damage.to), ..header };
-        self.guard(|core| {
-            core.mark.set_busy(Phase::Recovering, core.clock.now())?;
-            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
-            core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
-            Ok(())
-        })?;
-        self.view = None;
-        Ok(damage)
     }
 
     /// Commits as many groups as it takes; each batch gets its answer as soon as it has one.

@@ -66,7 +66,6 @@ impl Dead {
             Err(error) => Err(error),
         })
     }
-
 }
 
 /// Removes the files of recorders that are dead; one without a file is as dead as one without a

@@ -75,7 +75,7 @@ pub struct Receipt {
 
 /// One recovery of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Recovered {
+pub(crate) struct Recovered {
     /// The segment whose end was fixed.
     pub segment: u64,
     /// Bytes set aside because they were no whole batch.
@@ -86,7 +86,7 @@ pub struct Recovered {
 
 /// What opening for writing found to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OpenReport {
+pub(crate) struct OpenReport {
     /// Recoveries, usually none or one.
     pub recovered: Vec<Recovered>,
     /// Whole records found after a power cut that nobody had been told were durable.

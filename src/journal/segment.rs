@@ -3,8 +3,8 @@
 use crate::disk::{Disk, File, Kind, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock, MAX_SEGMENT_LEN, SEGMENT_DATA_START,
-    SegmentHeader,
+    BATCH_HEADER_LEN, BatchHeader, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock, MAX_SEGMENT_LEN,
+    SEGMENT_DATA_START, SegmentHeader,
 };
 use crate::position::Position;
 use std::sync::Arc;

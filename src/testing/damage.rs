@@ -339,7 +339,7 @@ impl Specimen {
                 if sealed && !matches!(case.harm, Harm::Swap(_) | Harm::Over(_)) {
                     return Err(format!("damage in a sealed segment stops writing: {error}"));
                 }
-                self.give_up(stage)?;
+                Self::give_up(stage)?;
                 "refused"
             }
             Err(error) => return Err(format!("opening for writing: {error}")),
@@ -381,7 +381,7 @@ impl Specimen {
         batch.segment == self.active && (damage.from.0..=damage.to.0).contains(&batch.first)
     }
 
-    fn give_up(&self, stage: &mut Stage) -> Result<(), String> {
+    fn give_up(stage: &mut Stage) -> Result<(), String> {
         let (_, world) = stage.process(1);
         match Engine::accept_damage(world, &stage.options()) {
             Ok(Some(_)) => Ok(()),

@@ -109,7 +109,7 @@ pub fn explore(workload: &Workload, bounds: &Bounds) -> Explored {
     let mut marks = Vec::new();
     for (n, operation) in (0..).zip(&operations) {
         if let Ok(mark) =
-            explorer.run(workload, &base, operation.number, Fault::PowerCut).world.read_file(MARK)
+            Explorer::run(workload, &base, operation.number, Fault::PowerCut).world.read_file(MARK)
         {
             marks.push(mark);
         }
@@ -148,7 +148,7 @@ impl Explorer<'_> {
     }
 
     /// Runs the workload with one fault.
-    fn run(&mut self, workload: &Workload, base: &Stage, at: u64, fault: Fault) -> Stage {
+    fn run(workload: &Workload, base: &Stage, at: u64, fault: Fault) -> Stage {
         let mut stage = base.fork();
         stage.expect_faults(true);
         stage.world.fail_at(at, fault);
@@ -160,7 +160,7 @@ impl Explorer<'_> {
 
     fn interrupt(&mut self, workload: &Workload, base: &Stage, at: &Operation, marks: &[Vec<u8>]) {
         let name = |choice: &str| format!("{}/{}/{choice}", workload.name, at.number);
-        let cut = self.run(workload, base, at.number, Fault::PowerCut);
+        let cut = Self::run(workload, base, at.number, Fault::PowerCut);
         self.found.faults += 1;
         self.power_cut(&name("cut"), &cut, self.bounds.depth);
         self.stale_marks(&name("mark"), &cut, marks);
@@ -169,7 +169,7 @@ impl Explorer<'_> {
                 continue;
             }
             self.found.faults += 1;
-            let stage = self.run(workload, base, at.number, fault);
+            let stage = Self::run(workload, base, at.number, fault);
             let name = name(&choice);
             self.judge(&name, &stage, self.bounds.depth);
             if matches!(fault, Fault::Kill) {
@@ -257,7 +257,8 @@ impl Explorer<'_> {
         trial.world.record();
         drop(trial.open(1));
         let trace = trial.world.trace();
-        for operation in trace.iter().filter(|o| (o.number - before) % self.bounds.open_stride == 0) {
+        for operation in trace.iter().filter(|o| (o.number - before).is_multiple_of(self.bounds.open_stride))
+        {
             let n = operation.number - before;
             for (word, fault) in [("kill", Fault::Kill), ("cut", Fault::PowerCut), ("eio", Fault::once(EIO))]
             {

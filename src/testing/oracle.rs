@@ -98,6 +98,15 @@ impl Ledger {
         Ok(())
     }
 
+    /// Judges what a reader shows that is open for long: it may lag behind, where a damaged mark and a
+    /// dead writer keep it from telling what is durable, and shows nothing else.
+    pub fn check_follower(&self, records: &[Record]) -> Finding {
+        contiguous(records)?;
+        self.batches_are_whole(records)?;
+        let differs = self.shown.iter().zip(records).find(|(before, now)| before != now);
+        unless(differs.is_none(), || format!("a follower shows {differs:?}"))
+    }
+
     fn nothing_unshown(&self, records: &[Record]) -> Finding {
         unless(records.len() >= self.shown.len(), || {
             format!("{} records were shown before, now {}", self.shown.len(), records.len())
@@ -129,7 +138,7 @@ impl Ledger {
             unless(found.iter().map(|r| &r.body).eq(bodies.iter()), || {
                 format!("batch {owner} at {} is there in part", first.position)
             })?;
-            unless(ended.get(&first.stream).is_none(), || {
+            unless(!ended.contains_key(&first.stream), || {
                 format!("batch {owner} at {} stands behind the end of its run", first.position)
             })?;
             if found.iter().any(|r| r.ends) {

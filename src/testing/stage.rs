@@ -313,6 +313,20 @@ impl Stage {
         Vec::new()
     }
 
+    /// Moves a reader on that is open for long, and lets the ledger judge what it shows.
+    pub fn follow(&mut self, log: &mut Log) {
+        if let Err(error) = log.refresh() {
+            return self.complain("refreshing", &error);
+        }
+        match read_all(log) {
+            Ok((records, damage)) if damage.is_empty() => {
+                self.problems.extend(self.ledger.check_follower(&records).err());
+            }
+            Ok((_, damage)) => self.problems.push(format!("a follower meets damage: {damage:?}")),
+            Err(error) => self.complain("following", &error),
+        }
+    }
+
     /// Verifies; the verdict must not be worse than this.
     pub fn verify(&mut self, log: &mut Log, worst: Verdict) {
         match log.verify(&mut |_| {}) {

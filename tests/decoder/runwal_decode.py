@@ -498,9 +498,13 @@ class Segment:
         if number != self.number or not self.first or capacity > 64 * MIB:
             raise Malformed("the header is of another segment or says what cannot be")
 
-    def last_before(self):
-        """The last position of the predecessor."""
-        return (self.given_first or self.first) - 1
+    def given_up(self):
+        """The positions given up before it, first and last; 1 and 0 for none."""
+        right = 0 < self.given_first <= self.given_last < self.first
+        return (self.given_first, self.given_last) if right else (1, 0)
+
+
+CHECKSUM = "a body is cut short or does not match its checksum"
 
 
 class Batch:
@@ -535,18 +539,16 @@ class Batch:
         return blake3(chain + struct.pack("<QIq", self.first, self.count, self.time) + self.digest)
 
     def check(self, segment, end):
-        """Why the body is not valid, and what verdict that is; nothing if it is."""
-        if self.end > end:
-            return "corrupt", "a batch is cut short"
-        if zlib.crc32(self.body(segment)) != self.crc:
-            return "corrupt", "a body does not match its checksum"
+        """What verdict the body gets, and why; no reason if it is valid."""
+        if self.end > end or zlib.crc32(self.body(segment)) != self.crc:
+            return "corrupt", CHECKSUM
         if blake3(self.body(segment)) != self.digest:
             return "tampered", "a body does not match its digest"
         try:
             self.records(segment)
         except Malformed as error:
             return "corrupt", f"a body that is not valid: {error}"
-        return None
+        return "clean", None
 
 
 def u32(data, at):
@@ -608,20 +610,20 @@ class Walk:
     def step(self, batch):
         """Takes a batch, or searches for the next one."""
         self.durable = max(self.durable, batch.durable if batch else 0)
-        if not batch or batch.first < self.next:
+        continues = batch and (batch.first >= self.next if self.broken is not None else batch.first == self.next)
+        if not continues:
             self.broken = self.at if self.broken is None else self.broken
             found = self.segment.data.find(b"RWB1", self.at + 1, self.end)
             self.at = self.end if found < 0 else found
             return
-        if self.broken is not None or batch.first > self.next:
-            start = self.at if self.broken is None else self.broken
-            self.damage("corrupt", start, self.at, batch.first - 1, "no batch")
+        if self.broken is not None:
+            self.damage("corrupt", self.broken, self.at, batch.first - 1, "no batch stands here")
             self.next, self.broken, self.chain_known = batch.first, None, False
-        problem = batch.check(self.segment, self.end)
-        if not problem and self.chain_known and batch.link(self.chain) != batch.chain:
-            problem = "tampered", "the chain hash is not right"
+        verdict, problem = batch.check(self.segment, self.end)
+        if problem != CHECKSUM and self.chain_known and batch.link(self.chain) != batch.chain:
+            self.damage("tampered", self.at, self.at, 0, "the chain hash is not right")
         if problem:
-            self.damage(problem[0], self.at, batch.end, batch.last, problem[1])
+            self.damage(verdict, self.at, batch.end, batch.last, problem)
         else:
             self.steps.append(batch)
         self.next, self.chain, self.chain_known = batch.last + 1, batch.chain, True
@@ -678,6 +680,7 @@ class Journal:
             if before:
                 self.read_sealed(before, segment)
             self.check_gap(before.number if before else 0, segment)
+            self.accept(segment)
         newest = readable[-1] if readable else None
         if newest:
             self.read_newest(newest)
@@ -694,10 +697,11 @@ class Journal:
                 yield int(number[1]), os.path.join(self.directory, name)
 
     def check_journal_ids(self):
-        """A segment of another journal than the newest that can be read is not read."""
+        """Segments of another journal are not read: than the mark's, else than most; of as many, the newest's."""
         ids = [s.journal for s in self.segments if not s.problem]
+        right = self.mark.journal if self.mark.own else max(reversed(ids), key=ids.count, default=None)
         for segment in self.segments:
-            if not segment.problem and segment.journal != ids[-1]:
+            if not segment.problem and segment.journal != right:
                 segment.problem = "a segment of another journal"
 
     def note(self, segment, offset, last, reason, verdict="corrupt"):
@@ -725,15 +729,20 @@ class Journal:
         self.take(walk, walk.steps)
         if not adjacent:
             return
-        if walk.at < after.before_end or self.next <= after.last_before():
-            self.note(segment.number, walk.at, after.last_before(), "batches are missing at the end")
+        if walk.at < after.before_end or self.next < after.first:
+            self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
         if after.before_salt != segment.salt:
             self.note(segment.number, 0, 0, "not the segment that the next one follows")
         elif walk.chain_known and walk.chain != after.chain:
             self.note(after.number, 0, 0, "the chain hash of the header is not right", "tampered")
         if after.before_footer and not footer_at(segment, after.before_end, after.before_footer):
             self.note(segment.number, after.before_end, 0, "the footer is damaged")
-        self.accept(after)
+
+    def accept(self, segment):
+        """Damage does not count where the next segment gives its positions up."""
+        first, last = segment.given_up()
+        for damage in self.damage:
+            damage.accepted = damage.accepted or first <= damage.first <= damage.last <= last
 
     def take(self, walk, steps):
         """Takes over what a walk found."""
@@ -743,14 +752,6 @@ class Journal:
             else:
                 self.batches.append((walk.segment, step))
             self.next = max(self.next, step.last + 1)
-
-    def accept(self, after):
-        """Damage does not count where the positions are given up."""
-        for damage in self.damage:
-            if after.given_first <= damage.first <= damage.last <= after.given_last and damage.first:
-                damage.accepted = True
-        if after.given_first and self.next <= after.given_last:
-            self.next = after.given_last + 1
 
     def read_newest(self, segment):
         """Reads the newest segment, up to the mark if that can be relied on."""
@@ -784,10 +785,11 @@ class Journal:
         """Behind the newest segment that can be read there may be others, or the mark may know of others."""
         number = newest.number if newest else 0
         behind = [s for s in self.segments if s.number > number]
-        known = self.mark.position if self.mark.own and self.mark.segment > number else 0
-        if behind or known:
-            number = number + 1 if newest else behind[-1].number if behind else self.mark.segment
-            self.note(number, 0, known, "a segment is missing or cannot be read")
+        for segment in behind:
+            self.note(segment.number, 0, 0, segment.problem)
+        if self.mark.own and self.mark.segment > number and self.mark.position >= self.next:
+            number = number + 1 if newest else max(self.mark.segment, *(s.number for s in behind), 0)
+            self.note(number, 0, self.mark.position, "a segment is missing or cannot be read")
 
     def verdict(self):
         """The worst of all damage that was not accepted."""
@@ -926,12 +928,11 @@ def print_log(journal):
         sys.stdout.write(log_line(record, runs.get(record.stream)) + "\n")
 
 
-def main(arguments):
-    """The command line."""
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+def run(arguments):
+    """Reads a directory and does what is asked."""
     journal = Journal(arguments[-1])
     if arguments[0] == "--verify":
-        sys.stdout.write(compact(journal.report()) + "\n")
+        print(compact(journal.report()))
     elif arguments[0] == "--files":
         write_files(journal, arguments[1])
     else:
@@ -942,6 +943,27 @@ def main(arguments):
     if journal.torn:
         print(journal.torn, file=sys.stderr)
     return EXIT[journal.verdict()]
+
+
+def main(arguments):
+    """The command line."""
+    if len(arguments) != {"--verify": 2, "--files": 3}.get(arguments[0] if arguments else "", 1):
+        print(__doc__, file=sys.stderr)
+        return 2
+    if not os.path.isdir(arguments[-1]):
+        print(f"there is no directory {arguments[-1]}", file=sys.stderr)
+        return 1
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+    try:
+        return run(arguments)
+    except Unsupported as error:
+        if arguments[0] == "--verify":
+            print('{"verdict":"unsupported"}')
+        print(error, file=sys.stderr)
+        return EXIT["unsupported"]
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 7
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ impl Dice {
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(60), "{what} did not happen within a minute");
+        assert!(start.elapsed() < Duration::from_mins(1), "{what} did not happen within a minute");
         std::thread::yield_now();
     }
 }
@@ -253,9 +253,9 @@ fn what_becomes_of_projected_files_is_noticed_and_mended() {
     let run = place.data().join("runs/t/a");
     let replace = |path: &Path, with: &dyn Fn(&Path)| {
         if path.is_dir() {
-            fs::remove_dir_all(path).unwrap()
+            fs::remove_dir_all(path).unwrap();
         } else {
-            fs::remove_file(path).unwrap()
+            fs::remove_file(path).unwrap();
         }
         with(path);
     };
@@ -265,7 +265,7 @@ fn what_becomes_of_projected_files_is_noticed_and_mended() {
         (
             "a log cut",
             Box::new(|| {
-                fs::File::options().write(true).open(run.join("stdout.log")).unwrap().set_len(1).unwrap()
+                fs::File::options().write(true).open(run.join("stdout.log")).unwrap().set_len(1).unwrap();
             }),
         ),
         (
@@ -276,7 +276,7 @@ fn what_becomes_of_projected_files_is_noticed_and_mended() {
                     .open(run.join("stderr.log"))
                     .unwrap()
                     .write_all(b"x")
-                    .unwrap()
+                    .unwrap();
             }),
         ),
         (
@@ -627,7 +627,7 @@ fn kill_once(place: &Place, dice: &mut Dice, n: u64) {
         .spawn()
         .unwrap();
     let mut seen = Vec::new();
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         // The killing is at a moment given by how much was done, not by a clock.
         let mut out = child.stdout.take().unwrap();
         if script.contains("echo") || script.contains("head") {
@@ -757,7 +757,16 @@ fn when_the_journal_fails_the_worker_goes_on_and_the_end_says_so() {
     let place = Place::new();
     place.record("before", "echo kept");
     let output = Command::new("strace")
-        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=2"])
+        .args([
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=fdatasync",
+            "-e",
+            "inject=fdatasync:error=EIO:when=2",
+        ])
         .arg(env!("CARGO_BIN_EXE_runwal"))
         .arg("--dir")
         .arg(place.data())

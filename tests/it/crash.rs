@@ -2,7 +2,9 @@
 //! falls on a step. `RUNWAL_EXPLORE=1` takes every one of them (hours, best built with
 //! optimisation), `RUNWAL_WORKLOAD` one workload, `RUNWAL_CASE` one case, as a violation is reported.
 
+use runwal::disk::sim::Fault;
 use runwal::testing::explorer::{Bounds, Explored, explore, operations};
+use runwal::testing::stage::Stage;
 use runwal::testing::workloads::ALL;
 
 /// In a test run of everything else, about half a minute without optimisation.
@@ -32,4 +34,40 @@ fn every_crash_keeps_the_promises() {
     }
     println!("{total}");
     assert!(total.violations.is_empty(), "{} violations, listed above", total.violations.len());
+}
+
+/// One process's sync fails, another one goes on; the first one's handle writes no more, and what
+/// it had written is kept or lost as a whole.
+#[test]
+fn a_handle_whose_sync_failed_writes_no_more() {
+    for survivors in [0, 1, 2, u64::MAX] {
+        let mut stage = Stage::new(64 << 10, 64 << 10);
+        let one = stage.open(1).expect("opened");
+        let run = stage.begin(&one, "one");
+        stage.look(1);
+        stage.expect_faults(true);
+        // Busy word, frames, then the sync.
+        let fault = Fault::Error { errno: 5, sticky: false, survivors };
+        stage.world.fail_at(stage.world.operations() + 3, fault);
+        assert_eq!(stage.append(&one, run, &[700]), None);
+        assert!(one.engine().is_poisoned());
+        stage.look(1);
+        let two = stage.open(1).expect("opened beside it");
+        stage.tick(&two);
+        stage.look(2);
+        assert_eq!(stage.append(&one, run, &[10]), None, "a poisoned handle wrote");
+        stage.tick(&two);
+        stage.expect_faults(false);
+        drop(one);
+        stage.close(two);
+        for keep in [false, true] {
+            let mut later = stage.fork();
+            later.restart(keep);
+            later.look(1);
+            let writer = later.open(1).expect("opened after the power cut");
+            later.look(1);
+            later.close(writer);
+            assert!(later.problems.is_empty(), "{:?}", later.problems);
+        }
+    }
 }

@@ -1,7 +1,11 @@
 //! The damage matrix. `RUNWAL_DAMAGE` is the step over bits and lengths: 1 takes every one (minutes
 //! with optimisation, hours without).
 
+use runwal::Verdict;
+use runwal::disk::sim::{Choices, Fault};
+use runwal::engine::Engine;
 use runwal::testing::damage::{Specimen, matrix, page, table};
+use runwal::testing::stage::Stage;
 
 #[test]
 fn no_damage_goes_without_a_word() {
@@ -18,4 +22,71 @@ fn no_damage_goes_without_a_word() {
         println!("  {complaint}");
     }
     assert!(complaints.is_empty(), "{} complaints, the first ones listed above", complaints.len());
+}
+
+#[test]
+fn a_run_whose_name_is_gone_does_not_stop_writing() {
+    let mut stage = Stage::new(1400, 1400);
+    let writer = stage.open(1).expect("opened");
+    let run = stage.begin(&writer, "left");
+    for len in [300, 400, 500] {
+        stage.append(&writer, run, &[len]).expect("appended");
+    }
+    writer.disk.kill();
+    drop(writer);
+    stage.world.remove_file("journal/0000000001.seg").expect("removed");
+    let writer = stage.open(1).expect("opened all the same");
+    stage.tick(&writer);
+    stage.close(writer);
+    assert!(stage.problems.is_empty(), "{:?}", stage.problems);
+}
+
+#[test]
+fn giving_up_survives_a_crash_at_every_operation() {
+    let mut stage = Stage::new(64 << 10, 64 << 10);
+    let writer = stage.open(1).expect("opened");
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[100]).expect("appended");
+    stage.finish(&writer, run);
+    stage.close(writer);
+    let mut bytes = stage.world.read_file("journal/0000000001.seg").expect("read");
+    let last = bytes.len() - 20;
+    bytes[last] ^= 1;
+    stage.world.write_file("journal/0000000001.seg", &bytes).expect("damaged");
+    // The mark is never synced; without it nothing tells rot of the last batch from a torn write.
+    stage.world.volatile().iter().for_each(|unit| stage.world.write_back(unit));
+    let give_up = |stage: &mut Stage| {
+        let (_, world) = stage.process(1);
+        Engine::accept_damage(world, &stage.options())
+    };
+    let mut whole = stage.fork();
+    let before = whole.world.operations();
+    assert!(give_up(&mut whole).expect("given up").is_some());
+    let mut judged = 0;
+    for n in before + 1..=whole.world.operations() {
+        for fault in [Fault::Kill, Fault::PowerCut, Fault::once(5)] {
+            let mut cut = stage.fork();
+            cut.world.fail_at(n, fault);
+            let _ = give_up(&mut cut);
+            cut.world.clear_faults();
+            let images: Vec<_> = match fault {
+                Fault::PowerCut => Choices::new(&cut.world, 4, 4, 1).map(|(_, image)| image).collect(),
+                _ => vec![cut.world.fork()],
+            };
+            for image in images {
+                let mut after = cut.on(image);
+                give_up(&mut after).expect("given up again, or already");
+                let writer = after.open(1).expect("opened afterwards");
+                after.tick(&writer);
+                after.close(writer);
+                let mut log = after.open_log(1).expect("read");
+                let found = log.verify(&mut |_| {}).expect("verified");
+                assert!(found.verdict == Verdict::Clean, "{n} {fault:?}: {found:?}");
+                assert!(!found.damage.is_empty() && found.damage.iter().all(|d| d.accepted), "{found:?}");
+                assert!(after.problems.is_empty(), "{n} {fault:?}: {:?}", after.problems);
+                judged += 1;
+            }
+        }
+    }
+    println!("{judged} states judged");
 }

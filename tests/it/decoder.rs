@@ -82,9 +82,9 @@ fn tick(n: u64, details: &str) -> Tick {
         batch_id: format!("timed-jobs-{n}"),
         runner: format!("health{ODD}"),
         stage: String::new(),
-        result: (n % 2 == 0).then(|| "ok".to_owned()),
-        error: (n % 3 == 0).then(|| ODD.to_owned()),
-        duration_ms: (n % 4 == 0).then_some(u64::MAX),
+        result: n.is_multiple_of(2).then(|| "ok".to_owned()),
+        error: n.is_multiple_of(3).then(|| ODD.to_owned()),
+        duration_ms: n.is_multiple_of(4).then_some(u64::MAX),
         details: JsonText::parse(details).unwrap(),
     }
 }
@@ -184,4 +184,23 @@ fn rich_journal(dir: &Path) {
 fn export() {
     let dir = std::env::var("EXPORT").unwrap();
     rich_journal(Path::new(&dir));
+    small(&std::path::PathBuf::from(format!("{dir}-other")), 77, 14);
+    let diverge = std::path::PathBuf::from(format!("{dir}-a"));
+    small(&diverge, 5, 6);
+    let b = std::path::PathBuf::from(format!("{dir}-b"));
+    assert!(std::process::Command::new("cp").arg("-r").arg(&diverge).arg(&b).status().unwrap().success());
+    small(&diverge, 6, 16);
+    small(&b, 7, 16);
+}
+fn small(dir: &Path, seed: u64, n: u64) {
+    let clock = Arc::new(ManualClock::new(Time(START)));
+    let (engine, _) = Engine::open_in(world(dir, &clock, seed), options(4096)).unwrap();
+    for i in 0..n {
+        clock.advance(Duration::from_millis(17));
+        let mut run =
+            Recorder::prepare(&engine, RunRequest::new(id("T"), id(&format!("{seed}-{i}")), id("s")))
+                .unwrap();
+        run.finish(Vec::new(), Outcome::Completed, true, Some(0), "Done.").unwrap();
+    }
+    engine.close().unwrap();
 }

@@ -83,7 +83,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
         Ok((result, status)) => {
             let signal = status.and_then(|status| status.signal());
             let code = match (result.exit_code, signal) {
-                (Some(124), _) if !status.is_some_and(|s| s.code() == Some(124)) => 124,
+                (Some(124), _) if status.is_none_or(|s| s.code() != Some(124)) => 124,
                 (_, Some(signal)) => 128 + signal,
                 (code, None) => code.or(status.and_then(|s| s.code())).unwrap_or(1),
             };
