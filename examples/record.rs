@@ -6,7 +6,6 @@
 
 use runwal::engine::{Engine, Entry, Log, Options};
 use runwal::error::Error;
-use runwal::position::Position;
 use runwal::record::{Body, Channel, Id};
 use runwal::run::{Cancel, Output, ProcessOptions, RunRequest, record_process};
 use std::io::Write;
@@ -21,10 +20,6 @@ impl Output for Show {
             Channel::Stdout => std::io::stdout().write_all(bytes),
             Channel::Stderr => std::io::stderr().write_all(bytes),
         }
-    }
-
-    fn engine_failed(&mut self, error: &Error) {
-        eprintln!("the journal failed: {error}");
     }
 }
 
@@ -47,18 +42,17 @@ fn main() -> Result<(), Error> {
     let mut request = RunRequest::new(Id::new("example")?, Id::new(format!("r{count}"))?, Id::new("demo")?);
     request.command = command;
     let name = request.name.clone();
-    let options = ProcessOptions { environment: Vec::new(), own_group: true, stop_on_failure: true };
-    let (result, _) = record_process(&engine, request, &options, &mut Show, &Cancel::new()?)?;
-    println!("{name}: {}", result.summary);
+    let result = record_process(&engine, request, &ProcessOptions::default(), &mut Show, &Cancel::new()?)?;
+    println!("{name}: {}", result.run.summary);
     engine.close()?;
 
     // Any process may read, at any time, also while others write.
     let mut log = Log::open(&dir)?;
     let run = log.resolve(&name.to_string())?;
-    let mut records = log.records(Position(run.stream.0))?;
+    let mut records = log.run_records(&run)?;
     while let Some(entry) = records.next()? {
         match entry {
-            Entry::Record(record) if record.stream == run.stream => {
+            Entry::Record(record) => {
                 let what = match &record.body {
                     Body::Lifecycle(event) => event.message.clone(),
                     Body::Chunk(_, bytes) => format!("{} bytes", bytes.len()),
@@ -66,7 +60,6 @@ fn main() -> Result<(), Error> {
                 };
                 println!("{:>4} {} {what}", record.position, record.created_at.to_millis_string());
             }
-            Entry::Record(_) => {}
             Entry::Damage(damage) => println!("damaged: {}", damage.to_error()),
         }
     }

@@ -21,14 +21,14 @@
 //! ```
 //! use runwal::engine::{Engine, Log, Options};
 //! use runwal::record::{Channel, Id};
-//! use runwal::run::{Outcome, Recorder, RunRequest};
+//! use runwal::run::{End, Outcome, Recorder, RunRequest};
 //!
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let dir = dir.path().join("data");
 //! let (engine, _report) = Engine::open(&dir, Options::default())?;
 //! let mut run = Recorder::prepare(&engine, RunRequest::new(Id::new("T-016")?, Id::new("r-1")?, Id::new("build")?))?;
 //! run.chunk(Channel::Stdout, b"hello\n")?; // durable when this returns
-//! run.finish(Vec::new(), Outcome::Completed, true, Some(0), "Done.")?;
+//! run.finish(End::new(Outcome::Completed, "Done.").exit_code(0))?;
 //! engine.close()?;
 //!
 //! let mut log = Log::open(&dir)?;
@@ -76,5 +76,6 @@ pub mod run;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use engine::{Engine, Log, Options};
 pub use error::{Error, ErrorKind};
 pub use journal::{Damage, JournalOptions, Receipt, Verdict, Verification};

@@ -189,6 +189,20 @@ impl Reader {
         at_end || self.handle.view().is_some_and(|view| view.damage.iter().any(|d| d.to > position))
     }
 
+    /// The segments up to the active one that cannot be opened.
+    pub(crate) fn unreadable_segments(&mut self) -> Result<Vec<u64>> {
+        let active = self.handle.active();
+        let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
+        let mut numbers = Vec::new();
+        for number in 1..active {
+            if let Err(unopened) = view.open(number, crate::disk::Open::Read) {
+                unopened.into_damage(number)?;
+                numbers.push(number);
+            }
+        }
+        Ok(numbers)
+    }
+
     /// The streams that have not ended.
     pub(crate) fn open_streams(&mut self) -> Vec<StreamId> {
         self.handle.view().map_or_else(Vec::new, |view| view.open_streams().keys().copied().collect())

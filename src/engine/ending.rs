@@ -83,7 +83,7 @@ pub(crate) fn preview(fold: &mut RunFold, record: &NewRecord, now: Time) {
         ends: record.ends,
         more: record.more,
         term: None,
-        len: 0,
+        len: record.body.encode().map_or(0, |(bytes, _)| bytes.len() as u64),
     };
     fold.take(stamp, &record.body, &mut |_| {});
 }

@@ -90,13 +90,19 @@ impl Log {
     /// The records from a position on, in order.
     pub fn records(&mut self, from: Position) -> Result<Records<'_>> {
         let sequence = self.reader.sequence(from)?;
-        Ok(Records { log: self, sequence })
+        Ok(Records { log: self, sequence, only: None })
+    }
+
+    /// The records of one run, from its first on, in order; also those that are still to come.
+    pub fn run_records(&mut self, run: &RunInfo) -> Result<Records<'_>> {
+        let sequence = self.reader.sequence(Position(run.stream.0))?;
+        Ok(Records { log: self, sequence, only: Some(run.stream) })
     }
 
     /// The records from about a time on: begins before the first record of that time or later.
     pub fn records_since(&mut self, time: Time) -> Result<Records<'_>> {
         let sequence = self.reader.sequence_since(time)?;
-        Ok(Records { log: self, sequence })
+        Ok(Records { log: self, sequence, only: None })
     }
 
     /// The records of one stream from a sequence on, read by the index. `visit` answers whether to
@@ -113,7 +119,21 @@ impl Log {
         })
     }
 
-    /// Every run, in the order of their beginning.
+    /// The segments that are missing or cannot be opened: whose records they held is not known.
+    pub fn unreadable_segments(&mut self) -> Result<Vec<u64>> {
+        self.reader.unreadable_segments()
+    }
+
+    /// How many streams there are whose first record, and so whose name, cannot be read.
+    pub fn unreadable_streams(&mut self) -> Result<u64> {
+        let mut count = 0;
+        for stream in self.reader.streams()? {
+            count += u64::from(self.reader.name(stream)?.is_none());
+        }
+        Ok(count)
+    }
+
+    /// Every run whose first record can be read, in the order of their beginning.
     pub fn runs(&mut self) -> Result<Vec<RunInfo>> {
         let mut runs = Vec::new();
         for stream in self.reader.streams()? {
@@ -139,9 +159,17 @@ impl Log {
     /// # Errors
     /// [`ErrorKind::NotFound`] where there is none; [`ErrorKind::Misuse`] where there are several.
     pub fn resolve(&mut self, spec: &str) -> Result<RunInfo> {
+        let unreadable = self.unreadable_streams()?;
         let missing = || {
-            Error::new(ErrorKind::NotFound, format!("there is no run \"{}\"", spec.escape_debug()))
-                .hint("`runwal runs` lists the runs.")
+            let shown = spec.escape_debug();
+            if unreadable > 0 {
+                let message = format!(
+                    "there is no run \"{shown}\" among those that can be read; the first records of \
+                     {unreadable} others cannot"
+                );
+                return Error::corrupt_data(message, "`runwal verify` tells what is damaged.");
+            }
+            Error::not_found(format!("there is no run \"{shown}\""), "`runwal runs` lists the runs.")
         };
         if spec.contains('/') {
             let name = RunName::parse(spec.as_bytes()).ok_or_else(missing)?;
@@ -210,7 +238,8 @@ impl Log {
         Ok(tail.map(|tail| tail.torn.is_some() || tail.in_doubt > 0 || incomplete))
     }
 
-    /// Waits until more is durable, at most `patience`; answers whether it is.
+    /// Waits until more is durable than at the last look, and moves on to it; answers whether there
+    /// is more. Gives up after `patience`.
     pub fn wait(&mut self, patience: Duration) -> Result<bool> {
         self.reader.wait(patience)
     }
@@ -274,20 +303,25 @@ impl Log {
 pub struct Records<'l> {
     log: &'l mut Log,
     sequence: Sequence,
+    only: Option<StreamId>,
 }
 
 impl Records<'_> {
     /// The next entry; `None` at the durable end.
     #[expect(clippy::should_implement_trait, reason = "it fails, and goes on after None")]
     pub fn next(&mut self) -> Result<Option<Entry>> {
-        match self.log.reader.next(&mut self.sequence)? {
-            Some(Item::Record(raw)) => decode(raw).map(Entry::Record).map(Some),
-            Some(Item::Damage(damage)) => Ok(Some(Entry::Damage(damage))),
-            None => Ok(None),
+        loop {
+            return match self.log.reader.next(&mut self.sequence)? {
+                Some(Item::Record(raw)) if self.only.is_some_and(|only| only != raw.stream) => continue,
+                Some(Item::Record(raw)) => decode(raw).map(Entry::Record).map(Some),
+                Some(Item::Damage(damage)) => Ok(Some(Entry::Damage(damage))),
+                None => Ok(None),
+            };
         }
     }
 
-    /// Waits until more is durable, at most `patience`; answers whether it is.
+    /// Waits until more is durable than at the last look, and moves on to it; answers whether there
+    /// is more. Gives up after `patience`.
     pub fn wait(&mut self, patience: Duration) -> Result<bool> {
         self.log.reader.wait(patience)
     }

@@ -226,7 +226,11 @@ impl Engine {
             drafts.push(self.draft(Target::Opened, record)?);
         }
         let ticket = self.submit_batch(Batch { drafts, expected: None })?;
-        Ok(Ticket { inner: ticket, publisher: self.0.publisher.get().cloned(), begins: Some(request.name.clone()) })
+        Ok(Ticket {
+            inner: ticket,
+            publisher: self.0.publisher.get().cloned(),
+            begins: Some(request.name.clone()),
+        })
     }
 
     /// Appends records to a stream, all or nothing. Durable on return.

@@ -128,7 +128,7 @@ impl RunFold {
     }
 
     /// The same for one that is never asked for the last lines of the output.
-    pub(crate) fn without_tail() -> Self {
+    pub fn for_state() -> Self {
         Self { keeps_tail: false, ..Self::new() }
     }
 

@@ -237,7 +237,7 @@ pub fn rebuild_run(
     source: &mut Source<'_>,
     write: bool,
 ) -> Result<Rebuilt> {
-    rebuild(disk, &name.folder(), last, source, write, &|| Box::new(RunFold::without_tail()))
+    rebuild(disk, &name.folder(), last, source, write, &|| Box::new(RunFold::for_state()))
 }
 
 /// The same for the daily files of the timed jobs.
@@ -460,7 +460,7 @@ impl LiveRun {
         Ok(Some(Self {
             disk,
             folder,
-            fold: RunFold::without_tail(),
+            fold: RunFold::for_state(),
             logs,
             wholes: Vec::new(),
             cached: Cached::default(),

@@ -4,5 +4,5 @@
 mod process;
 mod recorder;
 
-pub use process::{Cancel, Output, ProcessOptions, record_process};
-pub use recorder::{Outcome, Recorder, RunRequest, RunResult};
+pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, record_process};
+pub use recorder::{End, Outcome, Recorder, RunRequest, RunResult};

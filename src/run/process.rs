@@ -4,7 +4,7 @@
 //! and is not durable yet is bounded ([`MAX_UNWRITTEN_LEN`]): a flood makes the reader wait for the
 //! journal, and so the worker for its pipe.
 
-use super::recorder::{Outcome, Recorder, RunRequest, RunResult, host_name};
+use super::recorder::{End, Outcome, Recorder, RunRequest, RunResult, host_name};
 use crate::clock::Clock;
 use crate::engine::{Engine, NewRecord};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,8 +42,32 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub trait Output {
     /// Passes bytes on. An error closes the channel towards the worker, as a closed pipe would.
     fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()>;
-    /// Is told of an engine failure in mid-run, at once.
-    fn engine_failed(&mut self, error: &Error);
+    /// Is told of an engine failure in mid-run, at once. By default it does nothing: the error
+    /// also comes back at the end.
+    fn engine_failed(&mut self, _error: &Error) {}
+}
+
+/// Passes nothing on: the output is only recorded.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Discard;
+
+impl Output for Discard {
+    fn write(&mut self, _: Channel, _: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What came of a recorded process.
+#[derive(Debug)]
+pub struct ProcessResult {
+    /// The run's result.
+    pub run: RunResult,
+    /// The worker's own exit status; `None` where it was not started.
+    pub status: Option<ExitStatus>,
+    /// Why it was not started: the run is recorded as failed all the same.
+    pub start_error: Option<std::io::Error>,
+    /// Whether it was ended because its time was up.
+    pub timed_out: bool,
 }
 
 /// Asks a recorded process to stop, from any thread or signal handler's thread.
@@ -64,7 +88,8 @@ impl Cancel {
         Ok(Self(Arc::new(CancelInner { signal: AtomicI32::new(0), wake })))
     }
 
-    /// Hands a signal on to the worker; the run will end as cancelled.
+    /// Hands a signal on to the worker, by its number (15 is SIGTERM); the run will end as
+    /// cancelled, by force once the grace is over.
     pub fn cancel(&self, signal: i32) {
         self.0.signal.store(signal, Ordering::SeqCst);
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
@@ -86,6 +111,13 @@ pub struct ProcessOptions {
     pub own_group: bool,
     /// What to do when the journal fails in mid-run: stop the worker, or let it go on.
     pub stop_on_failure: bool,
+}
+
+impl Default for ProcessOptions {
+    /// No more variables, a group of its own, stopped when the journal fails.
+    fn default() -> Self {
+        Self { environment: Vec::new(), own_group: true, stop_on_failure: true }
+    }
 }
 
 /// What was read, on its way to the journal.
@@ -205,8 +237,10 @@ struct Ended {
 /// Runs the request's command and records it from preparing to the end. Its output is passed on as
 /// it comes, and journaled within 50 ms of being read, or as soon as the disk can.
 ///
+/// A command that cannot be started is recorded as a failed run; the result says why.
+///
 /// # Errors
-/// Those of preparing, before anything is started. When the journal fails later, the worker is
+/// Those of preparing, before anything is started or recorded. When the journal fails later, the worker is
 /// stopped or goes on, as the options say; its exit status then stands in the error's message.
 pub fn record_process(
     engine: &Engine,
@@ -214,7 +248,10 @@ pub fn record_process(
     options: &ProcessOptions,
     output: &mut dyn Output,
     cancel: &Cancel,
-) -> Result<(RunResult, Option<ExitStatus>)> {
+) -> Result<ProcessResult> {
+    if request.command.is_empty() {
+        return Err(Error::misuse("the command is empty"));
+    }
     let (command, tree) = (request.command.clone(), request.working_tree.clone());
     let (timeout_ms, grace_ms) = (request.timeout_ms, request.grace_ms);
     let (step_kind, worker_kind) = (request.step_kind.clone(), request.worker_kind.clone());
@@ -224,8 +261,8 @@ pub fn record_process(
         Err(error) => {
             let shown = String::from_utf8_lossy(command.first().map_or(b"", Vec::as_slice)).into_owned();
             let summary = format!("Could not start {shown}: {error}.");
-            recorder.finish(Vec::new(), Outcome::Failed, false, None, &summary)?;
-            return Err(Error::io(format!("starting {shown}"), error).into_kind(ErrorKind::NotFound));
+            let run = recorder.finish(End::new(Outcome::Failed, summary))?;
+            return Ok(ProcessResult { run, status: None, start_error: Some(error), timed_out: false });
         }
     };
     let clock = &*engine.world().clock;
@@ -270,13 +307,11 @@ pub fn record_process(
         Ended { .. } => (Outcome::Failed, false),
     };
     let status = ended.status;
-    let code = if ended.timed_out { None } else { status.code() };
-    match recorder.finish(rest, outcome, ok, code, &summary) {
-        Ok(mut result) => {
-            if ended.timed_out {
-                result.exit_code = Some(124);
-            }
-            Ok((result, Some(status)))
+    let end = End::new(outcome, summary).ok(ok).exit_code(status.code()).after(rest);
+    match recorder.finish(end) {
+        Ok(run) => {
+            let timed_out = ended.timed_out;
+            Ok(ProcessResult { run, status: Some(status), start_error: None, timed_out })
         }
         Err(error) => {
             output.engine_failed(&error);

@@ -9,6 +9,7 @@ use crate::record::{
     RunName, RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
 };
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// The most content of a checkpoint that one record carries.
 const PART_LEN: usize = MAX_PAYLOAD_LEN - (64 << 10);
@@ -92,6 +93,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether nothing went wrong.
+    fn is_ok(self) -> bool {
+        matches!(self, Self::Completed | Self::Prepared)
+    }
+
     /// Terminal event, level and status.
     fn terminal(self) -> (&'static str, Level, Status) {
         match self {
@@ -102,6 +108,44 @@ impl Outcome {
             Self::NeedsHuman => (terminal::NEEDS_HUMAN, Level::Warn, Status::NeedsHuman),
             Self::Cancelled => (terminal::CANCELLED, Level::Warn, Status::Cancelled),
         }
+    }
+}
+
+/// How a run ends.
+///
+/// ```
+/// use runwal::run::{End, Outcome};
+/// let end = End::new(Outcome::Failed, "Two tests failed.").exit_code(101);
+/// ```
+#[derive(Debug, Clone)]
+pub struct End {
+    outcome: Outcome,
+    ok: bool,
+    exit_code: Option<i32>,
+    summary: String,
+    before: Vec<NewRecord>,
+}
+
+impl End {
+    /// With an outcome and a sentence; whether it is ok follows from the outcome.
+    pub fn new(outcome: Outcome, summary: impl Into<String>) -> Self {
+        Self { outcome, ok: outcome.is_ok(), exit_code: None, summary: summary.into(), before: Vec::new() }
+    }
+
+    /// With the worker's exit code.
+    pub fn exit_code(self, code: impl Into<Option<i32>>) -> Self {
+        Self { exit_code: code.into(), ..self }
+    }
+
+    /// With another word on whether it is ok; where it disagrees with the outcome, the terminal
+    /// event is an error.
+    pub fn ok(self, ok: bool) -> Self {
+        Self { ok, ..self }
+    }
+
+    /// With records in the same batch, in front of the terminal event.
+    pub fn after(self, before: Vec<NewRecord>) -> Self {
+        Self { before, ..self }
     }
 }
 
@@ -139,6 +183,8 @@ impl Recorder {
     /// # Errors
     /// [`ErrorKind::Conflict`] where a run of this name exists; nothing was written then.
     pub fn prepare(engine: &Engine, request: RunRequest) -> Result<Self> {
+        check_names("label", request.labels.iter().map(|(name, _)| name.as_bytes()))?;
+        check_names("variable", request.environment.iter().map(|(name, _)| name.as_slice()))?;
         let now = engine.world().clock.now();
         let created = request.created_at.unwrap_or(now);
         let run = RunPrepared {
@@ -193,6 +239,9 @@ impl Recorder {
     /// where somebody else has written to the run: it was taken for dead and ended.
     pub fn append(&mut self, records: Vec<NewRecord>) -> Result<Receipt> {
         let changes_state = |r: &NewRecord| matches!(r.body, Body::StatePatch(_)) || r.ends;
+        if records.is_empty() {
+            return Ok(self.last);
+        }
         if self.fold.ended() && records.iter().any(changes_state) {
             return Err(Error::misuse(format!(
                 "run {} has ended; its state does not change any more",
@@ -260,35 +309,26 @@ impl Recorder {
         Ok(number)
     }
 
-    /// Ends the run: `before`, then terminal event, patch and log tail in one batch. Durable, and
-    /// in the files, on return.
-    pub fn finish(
-        &mut self,
-        before: Vec<NewRecord>,
-        outcome: Outcome,
-        ok: bool,
-        exit_code: Option<i32>,
-        summary: &str,
-    ) -> Result<RunResult> {
+    /// Ends the run: terminal event, patch and log tail in one batch. Durable, and in the files, on
+    /// return. The terminal event is not the run's last record: patch and log tail follow it, and
+    /// more checkpoints and output may.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] where it has ended already.
+    pub fn finish(&mut self, end: End) -> Result<RunResult> {
         let now = self.engine.world().clock.now();
+        let End { outcome, ok, exit_code, summary, before } = end;
         let (event, level, status) = outcome.terminal();
-        let completed = matches!(outcome, Outcome::Completed | Outcome::Prepared);
-        let level = if ok == completed { level } else { Level::Error };
+        let level = if ok == outcome.is_ok() { level } else { Level::Error };
         let (blocked, needs_human) = (outcome == Outcome::Blocked, outcome == Outcome::NeedsHuman);
         let data = ending_data(ok, blocked, needs_human, exit_code)?;
-        let ending = Ending { event, level, status, summary: summary.to_owned(), exit_code, data };
+        let ending = Ending { event, level, status, summary: summary.clone(), exit_code, data };
         let records = ending_records(&self.fold, now, before, ending);
         let receipt = self.append(records)?;
         self.engine.wait_published(&receipt)?;
         let started = self.fold.state().started_at.unwrap_or(now);
-        Ok(RunResult {
-            outcome,
-            ok,
-            exit_code,
-            summary: summary.to_owned(),
-            duration_ms: now.millis_since(started),
-            counts: *self.fold.counts(),
-        })
+        let counts = *self.fold.counts();
+        Ok(RunResult { outcome, ok, exit_code, summary, duration_ms: now.millis_since(started), counts })
     }
 
     /// The last receipt.
@@ -301,6 +341,18 @@ impl Drop for Recorder {
     fn drop(&mut self) {
         self.engine.forget_run(self.stream);
     }
+}
+
+/// Names become keys of one object: none may come twice.
+fn check_names<'n>(what: &str, names: impl Iterator<Item = &'n [u8]>) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            let name = String::from_utf8_lossy(name);
+            return Err(Error::misuse(format!("the {what} \"{}\" is given twice", name.escape_debug())));
+        }
+    }
+    Ok(())
 }
 
 /// What follows the record "run prepared" in the same batch.

@@ -433,7 +433,11 @@ fn a_hostile_directory_is_an_error_or_a_word_never_a_hang() {
             Box::new(|p| assert!(Command::new("mkfifo").arg(p.segment(2)).status().unwrap().success())),
             3,
         ),
-        ("a copy of another name", Box::new(|p| drop(fs::copy(p.segment(1), p.segment(2)).unwrap())), 3),
+        (
+            "a copy of another name",
+            Box::new(|p| assert!(fs::copy(p.segment(1), p.segment(2)).unwrap() > 0)),
+            3,
+        ),
         (
             "a mark that is a FIFO",
             Box::new(|p| {
@@ -555,6 +559,47 @@ fn eight_recorders_at_once_some_killed_leave_a_whole_journal() {
     let positions: Vec<u64> =
         place.json(0, &["log", "-o", "json"]).iter().map(|r| r["position"].as_u64().unwrap()).collect();
     assert!(positions.iter().copied().eq(1..=positions.len() as u64));
+}
+
+#[test]
+fn output_is_followed_while_it_comes_and_ends_with_the_run() {
+    let place = Place::new();
+    let script = "echo begun; read line < gate; echo $line";
+    let gate = place.0.path().join("gate");
+    assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
+    let mut run = place
+        .command(&["-q", "run", "--task", "t", "--run", "r", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the run", || text(&place.run(&["output", "t/r"]).stdout) == "begun\n");
+    let mut follower = place.command(&["output", "-f", "t/r"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "begun");
+    fs::write(&gate, "later\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "later");
+    assert!(lines.next().is_none());
+    assert!(follower.wait().unwrap().success());
+    assert!(run.wait().unwrap().success());
+}
+
+#[test]
+fn damage_in_a_sealed_segment_is_told_by_every_command() {
+    let place = Place::new();
+    place.record("a", "echo one");
+    place.record("b", "head -c 400000 /dev/zero");
+    place.record("c", "echo three");
+    assert!(place.segment(2).exists());
+    fs::remove_file(place.segment(1)).unwrap();
+    for args in
+        [&["verify"][..], &["runs"], &["log"], &["rebuild"], &["rebuild", "--check"], &["state", "t/a"]]
+    {
+        let output = place.ends(3, args);
+        assert!(!output.stderr.is_empty() || args == ["verify"], "{args:?} said nothing");
+    }
+    place.ends(3, &["recover"]);
+    assert_eq!(text(&place.ends(0, &["output", "t/c"]).stdout), "three\n");
+    assert_eq!(place.record("d", "echo four").status.code(), Some(0), "appending goes on");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use runwal::record::{
     Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, ParentRun, Replay, RunName, StatePatch,
     Status, Tick,
 };
-use runwal::run::{Outcome, Recorder, RunRequest};
+use runwal::run::{End, Outcome, Recorder, RunRequest};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,7 +128,7 @@ fn rich_run(engine: &Engine, clock: &ManualClock) {
     let late =
         NewRecord { created_at: Some(Time(START)), ..Body::Chunk(Channel::Stdout, b"late".to_vec()).into() };
     let before = vec![late];
-    run.finish(before, Outcome::Failed, false, Some(-3), ODD).unwrap();
+    run.finish(End::new(Outcome::Failed, ODD).exit_code(-3).after(before)).unwrap();
     run.checkpoint("after_the_end", FileFormat::Json, Replay::None, "after", b"{}".to_vec()).unwrap();
 }
 
@@ -174,7 +174,7 @@ fn rich_journal(dir: &Path) {
         run.chunk(Channel::Stdout, format!("line {n}\n").repeat(30).as_bytes()).unwrap();
         run.event(Lifecycle::new("step", Level::Info, "Going on.")).unwrap();
         if n % 3 != 0 {
-            run.finish(Vec::new(), Outcome::Completed, true, Some(0), "Done.").unwrap();
+            run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
         }
     }
     engine.close().unwrap();
@@ -200,7 +200,7 @@ fn small(dir: &Path, seed: u64, n: u64) {
         let mut run =
             Recorder::prepare(&engine, RunRequest::new(id("T"), id(&format!("{seed}-{i}")), id("s")))
                 .unwrap();
-        run.finish(Vec::new(), Outcome::Completed, true, Some(0), "Done.").unwrap();
+        run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
     }
     engine.close().unwrap();
 }

@@ -9,6 +9,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+const GLOBAL: &str = "Global options";
+
 const AFTER_HELP: &str = "\
 Examples:
   runwal run -- cargo test        record a command
@@ -52,19 +54,19 @@ pub(crate) enum Color {
 #[derive(Debug, Args)]
 pub(crate) struct Global {
     /// The data directory [default: the nearest .runwal upward, else ./.runwal]
-    #[arg(long, global = true, env = "RUNWAL_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "RUNWAL_DIR", value_name = "DIR", help_heading = GLOBAL)]
     dir: Option<PathBuf>,
     /// How to print
-    #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "short")]
+    #[arg(short = 'o', long = "format", global = true, value_name = "FORMAT", default_value = "short", help_heading = GLOBAL)]
     format: Format,
     /// When to use colour
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", help_heading = GLOBAL)]
     color: Color,
     /// Say less on stderr
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
     /// Say more on stderr
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) verbose: bool,
 }
 
@@ -167,13 +169,13 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The task's id [default: made up]
+    /// The task's id [default: generated]
     #[arg(long)]
     pub(crate) task: Option<String>,
     /// The step's id
     #[arg(long, default_value = "run")]
     pub(crate) step: String,
-    /// The run's id [default: made up, sortable by time]
+    /// The run's id [default: generated, sortable by time]
     #[arg(long)]
     pub(crate) run: Option<String>,
     /// Which attempt at the step it is
@@ -185,16 +187,16 @@ pub(crate) struct RunArgs {
     /// End it after this time, as 10m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Option<Duration>,
-    /// The time between asking it to end and ending it
+    /// The time between SIGTERM and SIGKILL
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
     /// Its working directory
     #[arg(short = 'C', value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
-    /// Something to find the run by
+    /// Something to find the run by; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// Record this variable of the environment
+    /// Record this variable of the environment; may be repeated
     #[arg(long = "record-env", value_name = "NAME")]
     pub(crate) record_env: Vec<OsString>,
     /// Take no checkpoints
@@ -259,7 +261,7 @@ pub(crate) struct LogArgs {
     /// Up to this time
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub(crate) until: Option<String>,
-    /// Only of this kind
+    /// Only of this kind; may be repeated
     #[arg(long = "kind", value_name = "KIND")]
     pub(crate) kinds: Vec<KindName>,
     /// Only lifecycle events of this level or above

@@ -1,7 +1,7 @@
 //! `runwal info`
 
-use crate::Done;
 use crate::args::Global;
+use crate::{Done, complain};
 use std::io::Write;
 
 pub(crate) fn info(global: &Global) -> Done {
@@ -40,5 +40,14 @@ pub(crate) fn info(global: &Global) -> Done {
         writeln!(out, "bytes per record  {per_record}")?;
     }
     out.flush()?;
+    let unreadable = log.unreadable_streams()?;
+    let segments = log.unreadable_segments()?.len();
+    if unreadable > 0 || segments > 0 {
+        complain(&format!(
+            "runwal: {segments} segments and the first records of {unreadable} runs cannot be read; \
+             see `runwal verify`"
+        ));
+        return Ok(3);
+    }
     Ok(0)
 }

@@ -1,7 +1,7 @@
 //! `runwal log`
 
 use crate::args::{Global, KindName, LevelName, LogArgs, moment};
-use crate::{Done, Failure, show};
+use crate::{Done, Failure, complain, show};
 use runwal::clock::Clock;
 use runwal::engine::{Entry, Log, RunInfo};
 use runwal::error::Error;
@@ -176,7 +176,7 @@ pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
     }
     out.flush()?;
     drop(out);
-    finish(&mut log, damaged)
+    finish(&mut log, damaged, global)
 }
 
 fn print_held(
@@ -194,10 +194,16 @@ fn print_held(
     held.drain(..).try_for_each(|line| writeln!(out, "{line}"))
 }
 
-/// The exit code of a command that read to the end.
-fn finish(log: &mut Log, damaged: bool) -> Done {
+/// The exit code of a command that read to the end, with a word on stderr where it is not 0.
+pub(crate) fn finish(log: &mut Log, damaged: bool, global: &Global) -> Done {
     if damaged {
         return Ok(3);
     }
-    Ok(if log.is_torn()? == Some(true) { 4 } else { 0 })
+    if log.is_torn()? != Some(true) {
+        return Ok(0);
+    }
+    if !global.quiet {
+        complain("runwal: a write that was cut short stands at the end; `runwal recover` settles it");
+    }
+    Ok(4)
 }

@@ -151,9 +151,7 @@ pub(crate) fn output(global: &Global, args: &OutputArgs) -> Done {
         if !args.follow || ended || damaged {
             return Ok(if damaged { 3 } else { 0 });
         }
-        while !log.refresh()? {
-            log.wait(Duration::from_secs(1))?;
-        }
+        while !log.wait(Duration::from_secs(1))? {}
     }
 }
 

@@ -73,7 +73,16 @@ pub(crate) fn rebuild(global: &Global, args: &RebuildArgs) -> Done {
         }
         None => all_streams(&mut log)?,
     };
-    let found = go_through(global, &mut log, streams, !args.check)?;
+    let mut found = go_through(global, &mut log, streams, !args.check)?;
+    if args.run.is_none() {
+        let unreadable = log.unreadable_streams()?;
+        if unreadable > 0 {
+            found.damaged.push(format!("{unreadable} runs whose names are lost"));
+        }
+        for number in log.unreadable_segments()? {
+            found.damaged.push(format!("segment {number}"));
+        }
+    }
     let mut out = std::io::stdout().lock();
     for difference in &found.differences {
         if global.json() {

@@ -24,7 +24,16 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
     let (engine, report) = Engine::open_in(world, options)?;
     let position = report.position;
     engine.close()?;
-    let verdict = if accepted.is_some() { Verdict::Corrupt } else { report.verdict };
+    // Opening looks at the end of the journal alone; who asks for recovery wants to know all.
+    let verification = global.log()?.map(|mut log| log.verify(&mut |_| {})).transpose()?;
+    let rest = verification.as_ref().map_or(Verdict::Clean, |found| found.verdict);
+    let mut verdict = report.verdict.max(rest);
+    if accepted.is_some() {
+        verdict = verdict.max(Verdict::Corrupt);
+    }
+    for found in verification.iter().flat_map(|found| &found.damage) {
+        show::damage(found, global.json());
+    }
     let names: Vec<String> = report.interrupted.iter().map(|run| run.name.to_string()).collect();
     print(global, verdict, report.quarantined_bytes, &names, report.rewritten_files, position.0)?;
     for problem in &report.problems {
@@ -33,7 +42,7 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
     for name in &report.damaged_runs {
         complain(&format!("runwal: records of run {name} cannot be read; its files were left alone"));
     }
-    Ok(0)
+    Ok(if matches!(rest, Verdict::Corrupt | Verdict::Tampered) { 3 } else { 0 })
 }
 
 fn print(

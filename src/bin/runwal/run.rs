@@ -6,7 +6,7 @@ use runwal::clock::{Clock, Entropy};
 use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
 use runwal::record::{Channel, Id};
-use runwal::run::{Cancel, Output, ProcessOptions, RunRequest, record_process};
+use runwal::run::{Cancel, Output, ProcessOptions, ProcessResult, RunRequest, record_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -16,8 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
-/// ENOENT, which tells 127 from 126.
-const NO_SUCH_FILE: i32 = 2;
+const TIMED_OUT: i32 = 124;
 
 /// Passes the worker's output on to our own.
 struct PassThrough {
@@ -80,15 +79,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     let result = record_process(&engine, request, &options, &mut output, &cancel);
     signals.close()?;
     let code = match result {
-        Ok((result, status)) => {
-            let signal = status.and_then(|status| status.signal());
-            let code = match (result.exit_code, signal) {
-                (Some(124), _) if status.is_none_or(|s| s.code() != Some(124)) => 124,
-                (_, Some(signal)) => 128 + signal,
-                (code, None) => code.or(status.and_then(|s| s.code())).unwrap_or(1),
-            };
-            u8::try_from(code).unwrap_or(u8::MAX)
-        }
+        Ok(result) => worker_code(&result),
         Err(error) => failed(&error, global),
     };
     if let Err(error) = engine.close() {
@@ -100,15 +91,28 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
 
 fn failed(error: &Error, global: &Global) -> u8 {
     show::error(error, global.json());
-    match (error.kind(), error.os_error()) {
-        (ErrorKind::Conflict | ErrorKind::Misuse, _) => {
+    match error.kind() {
+        ErrorKind::Conflict | ErrorKind::Misuse => {
             complain("runwal: nothing was started");
             2
         }
-        (ErrorKind::NotFound, Some(NO_SUCH_FILE)) => NOT_FOUND,
-        (ErrorKind::NotFound, Some(_)) => NOT_EXECUTABLE,
         _ => ENGINE_FAILED,
     }
+}
+
+/// The exit code that stands for how the worker ended, or why it was not started.
+fn worker_code(result: &ProcessResult) -> u8 {
+    if let Some(error) = &result.start_error {
+        complain(&format!("runwal: {}", result.run.summary));
+        return if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+    }
+    let status = result.status.unwrap_or_default();
+    let code = match (status.code(), status.signal()) {
+        _ if result.timed_out => TIMED_OUT,
+        (Some(code), _) => code,
+        (None, signal) => 128 + signal.unwrap_or(0),
+    };
+    u8::try_from(code).unwrap_or(u8::MAX)
 }
 
 fn request(args: &RunArgs) -> Result<RunRequest, Failure> {

@@ -3,9 +3,11 @@
 use crate::args::{Global, RunsArgs, moment};
 use crate::{Done, Failure, show};
 use runwal::clock::Clock;
+use runwal::engine::Entry;
+use runwal::position::{Position, StreamId};
 use runwal::projection::RunFold;
-use runwal::record::Status;
-use std::collections::VecDeque;
+use runwal::record::{Status, escape_line};
+use std::collections::BTreeMap;
 use std::io::Write;
 
 pub(crate) fn runs(global: &Global, args: &RunsArgs) -> Done {
@@ -18,28 +20,35 @@ pub(crate) fn runs(global: &Global, args: &RunsArgs) -> Done {
     };
     let since = args.since.as_deref().map(|at| moment(at, runwal::clock::System.now())).transpose()?;
     let Some(mut log) = global.log()? else { return Ok(0) };
-    let mut code = 0;
-    let mut shown = VecDeque::new();
-    for run in log.runs()? {
-        if args.task.as_ref().is_some_and(|task| run.name.task.as_str() != task) {
-            continue;
-        }
-        let (fold, damage) = log.fold(run.stream)?;
-        for found in &damage {
-            show::damage(found, global.json());
-            code = 3;
-        }
-        let fits = fold.request().is_some_and(|request| {
-            status.is_none_or(|status| fold.state().status == Some(status))
-                && since.is_none_or(|since| fold.state().started_at.is_some_and(|at| at >= since))
-                && args.labels.iter().all(|label| request.labels.contains(label))
-        });
-        if fits {
-            shown.push_back(fold);
-            if args.last.is_some_and(|last| shown.len() > last) {
-                shown.pop_front();
+    let mut damaged = false;
+    let mut folds: BTreeMap<StreamId, RunFold> = BTreeMap::new();
+    {
+        // One pass over everything: what is damaged is met, whosever it was.
+        let mut records = log.records(Position(1))?;
+        while let Some(entry) = records.next()? {
+            match entry {
+                Entry::Damage(found) => {
+                    show::damage(&found, global.json());
+                    damaged |= !found.accepted;
+                }
+                Entry::Record(record) => {
+                    let fold = folds.entry(record.stream).or_insert_with(RunFold::for_state);
+                    fold.apply(&record, &mut |_| {});
+                }
             }
         }
+    }
+    let fits = |fold: &RunFold| {
+        fold.request().is_some_and(|request| {
+            args.task.as_ref().is_none_or(|task| request.name.task.as_str() == task)
+                && status.is_none_or(|status| fold.state().status == Some(status))
+                && since.is_none_or(|since| fold.state().started_at.is_some_and(|at| at >= since))
+                && args.labels.iter().all(|label| request.labels.contains(label))
+        })
+    };
+    let mut shown: Vec<RunFold> = folds.into_values().filter(fits).collect();
+    if let Some(last) = args.last {
+        shown.drain(..shown.len().saturating_sub(last));
     }
     let mut out = std::io::stdout().lock();
     if global.json() {
@@ -53,19 +62,18 @@ pub(crate) fn runs(global: &Global, args: &RunsArgs) -> Done {
         table(&mut out, &shown)?;
     }
     out.flush()?;
-    if code == 0 && log.is_torn()? == Some(true) {
-        code = 4;
-    }
-    Ok(code)
+    crate::log::finish(&mut log, damaged, global)
 }
 
-fn table(out: &mut impl Write, runs: &VecDeque<RunFold>) -> std::io::Result<()> {
-    const HEAD: [&str; 9] =
-        ["RUN", "TASK", "STEP", "STATUS", "STARTED", "DURATION", "EXIT", "RECORDS", "BYTES"];
+fn table(out: &mut impl Write, runs: &[RunFold]) -> std::io::Result<()> {
+    const HEAD: [&str; 10] =
+        ["RUN", "TASK", "STEP", "STATUS", "STARTED", "DURATION", "EXIT", "RECORDS", "BYTES", "COMMAND"];
+    const MAX_COMMAND: usize = 40;
     let mut rows = vec![HEAD.map(str::to_owned)];
     for fold in runs {
         let (state, counts) = (fold.state(), fold.counts());
         let Some(request) = fold.request() else { continue };
+        let command: Vec<_> = request.command.iter().map(|arg| String::from_utf8_lossy(arg)).collect();
         let duration = match (state.started_at, state.finished_at) {
             (Some(from), Some(to)) => {
                 let ms = to.millis_since(from);
@@ -88,6 +96,7 @@ fn table(out: &mut impl Write, runs: &VecDeque<RunFold>) -> std::io::Result<()> 
             exit,
             counts.records.to_string(),
             counts.bytes.to_string(),
+            escape_line(&command.join(" ")).chars().take(MAX_COMMAND).collect(),
         ]);
     }
     let width = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);

@@ -3,7 +3,7 @@
 use crate::args::{Global, StateArgs, moment};
 use crate::{Done, Failure, show};
 use runwal::clock::Clock;
-use runwal::error::{Error, ErrorKind};
+use runwal::error::Error;
 use runwal::position::{Seq, Time};
 use runwal::projection::RunFold;
 use std::io::Write;
@@ -39,19 +39,21 @@ pub(crate) fn state(global: &Global, args: &StateArgs) -> Done {
         }
         Ok(within)
     })?;
+    for found in &damage {
+        show::damage(found, global.json());
+    }
     if fold.request().is_none() {
+        if !damage.is_empty() {
+            return Ok(3);
+        }
         let error = Error::not_found(
-            format!("run {} had no state yet at that moment", run.name),
-            "Ask for a later one.",
+            format!("run {} had not begun at that moment", run.name),
+            format!("`runwal log {} -n all` tells when it did.", run.name),
         );
-        debug_assert_eq!(error.kind(), ErrorKind::NotFound);
         return Err(Failure::Engine(error));
     }
     let mut out = std::io::stdout().lock();
     out.write_all(&fold.state_json())?;
     out.flush()?;
-    for found in &damage {
-        show::damage(found, global.json());
-    }
     Ok(if damage.is_empty() { 0 } else { 3 })
 }
