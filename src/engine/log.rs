@@ -160,12 +160,13 @@ impl Log {
     /// [`ErrorKind::NotFound`] where there is none; [`ErrorKind::Misuse`] where there are several.
     pub fn resolve(&mut self, spec: &str) -> Result<RunInfo> {
         let unreadable = self.unreadable_streams()?;
+        let segments = self.unreadable_segments()?.len();
         let missing = || {
             let shown = spec.escape_debug();
-            if unreadable > 0 {
+            if unreadable > 0 || segments > 0 {
                 let message = format!(
-                    "there is no run \"{shown}\" among those that can be read; the first records of \
-                     {unreadable} others cannot"
+                    "there is no run \"{shown}\" among those that can be read; {segments} segments and the \
+                     first records of {unreadable} runs cannot"
                 );
                 return Error::corrupt_data(message, "`runwal verify` tells what is damaged.");
             }
