@@ -46,6 +46,12 @@ number! {
     StreamId
 }
 
+/// A number of bytes that is known to fit into memory, or the largest there is: the crate is for
+/// 64-bit targets, where both are the same.
+pub(crate) fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 /// An instant in nanoseconds since 1970-01-01T00:00:00Z, as the clock gave it: never clamped,
 /// never compared to decide an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

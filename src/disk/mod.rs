@@ -20,6 +20,7 @@
 //!
 //! * Unsynced bytes may survive in any order and any subset of sectors.
 //! * After a failed sync nothing is known of that file, and a second sync that succeeds says nothing.
+//!   The same holds for a directory and the names in it.
 //! * A lock says nothing about what its last holder had finished.
 
 pub mod os;

@@ -6,4 +6,7 @@ pub mod architecture {}
 
 /// What is assumed of the disk, what is promised, what is not, and how it is tested.
 #[doc = include_str!("durability.md")]
-pub mod durability {}
+pub mod durability {
+    #[doc = include_str!("verdicts.md")]
+    pub mod verdicts {}
+}

@@ -11,8 +11,8 @@ use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, FOOTER_HEADER_LEN, Mark, Phase, Records,
-    SEGMENT_DATA_START, SegmentHeader, Target, encode_body,
+    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, Mark, Phase, Records, SEGMENT_DATA_START,
+    SegmentHeader, Target, encode_body,
 };
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
@@ -453,8 +453,11 @@ impl Core {
                 view.segment.file.sync()?;
             }
             let mut header = recovery::successor(&old, &end, salt, &*core.clock)?;
-            header.prev_footer_len =
-                footer.map_or(0, |f| u32::try_from(f.len()).unwrap_or(FOOTER_HEADER_LEN as u32));
+            header.prev_footer_len = match footer {
+                Some(footer) => u32::try_from(footer.len())
+                    .map_err(|_| Error::new(ErrorKind::Full, "the index of a segment is too long"))?,
+                None => 0,
+            };
             header.capacity = old.capacity.saturating_mul(4).min(max).max(old.capacity);
             let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
             let mark = mark_at(&segment.header, &spot);

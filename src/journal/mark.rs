@@ -9,12 +9,15 @@ use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, File, Open, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BUSY_OFFSET, Busy, MARK_LEN, MARK_SLOT_OFFSETS, Mark, Phase};
-use crate::position::Time;
+use crate::position::{Time, to_usize};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How often a mark with an invalid slot is read again: a slot may be in the middle of being written.
 const TORN_RETRIES: usize = 3;
+/// Where the busy word stands in the bytes that are read at once.
+#[expect(clippy::cast_possible_truncation, reason = "a small constant")]
+const WORD_AT: usize = BUSY_OFFSET as usize;
 /// The first and the longest pause between two tries for the lock.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 
@@ -103,7 +106,6 @@ pub(crate) struct MarkFile {
     file: Arc<dyn File>,
     session: Session,
     inode: u64,
-    device: u64,
 }
 
 impl MarkFile {
@@ -113,7 +115,7 @@ impl MarkFile {
             Ok(file) => {
                 let stat = file.stat()?;
                 let session = disk.session()?;
-                Ok(Some(Self { file, session, inode: stat.inode, device: stat.device }))
+                Ok(Some(Self { file, session, inode: stat.inode }))
             }
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error),
@@ -132,16 +134,17 @@ impl MarkFile {
     }
 
     fn read_once(&self) -> Result<MarkView> {
-        let mut bytes = [0_u8; BUSY_OFFSET as usize + Busy::LEN];
+        let mut bytes = [0_u8; WORD_AT + Busy::LEN];
         self.file.read_at(&mut bytes, 0)?;
         let mut raw: Raw = [0; 2 * Mark::LEN + Busy::LEN];
         let mut slots = [None; 2];
         for (i, at) in MARK_SLOT_OFFSETS.into_iter().enumerate() {
-            let slot = &bytes[at as usize..at as usize + Mark::LEN];
+            let at = to_usize(at);
+            let slot = &bytes[at..at + Mark::LEN];
             raw[i * Mark::LEN..(i + 1) * Mark::LEN].copy_from_slice(slot);
             slots[i] = Mark::decode(slot);
         }
-        let word = &bytes[BUSY_OFFSET as usize..];
+        let word = &bytes[WORD_AT..];
         raw[2 * Mark::LEN..].copy_from_slice(word);
         let activity = match Busy::decode(word) {
             (false, _) => Activity::None,

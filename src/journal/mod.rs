@@ -21,7 +21,7 @@ pub use verify::{Verdict, Verification};
 use self::core::{Answer, Core, Encoded};
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::{
     Digest, FIRST_CAPACITY, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_CAPACITY, MAX_KEY_LEN, MAX_NAME_LEN,
     MAX_PAYLOAD_LEN,
@@ -103,7 +103,6 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     durable: Mutex<Position>,
-    durable_changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +144,6 @@ impl Journal {
             queue: Mutex::default(),
             changed: Condvar::new(),
             durable: Mutex::new(durable),
-            durable_changed: Condvar::new(),
         };
         Ok((Self(Arc::new(shared)), report))
     }
@@ -203,7 +201,6 @@ impl Journal {
                 Ok(receipt) => {
                     let mut durable = hold(&self.0.durable);
                     *durable = (*durable).max(receipt.last);
-                    self.0.durable_changed.notify_all();
                 }
                 Err(_) => refused = true,
             }
@@ -221,13 +218,6 @@ impl Journal {
     /// The last position known to be durable in this process.
     pub(crate) fn durable(&self) -> Position {
         *hold(&self.0.durable)
-    }
-
-    /// Waits until something behind `position` is durable, at most `patience`.
-    pub(crate) fn wait_durable(&self, position: Position, patience: Duration) -> Position {
-        let durable = hold(&self.0.durable);
-        let waited = self.0.durable_changed.wait_timeout_while(durable, patience, |d| *d <= position);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Runs `work` while no commit of this process is under way, and so without the journal's lock.
@@ -249,11 +239,6 @@ impl Journal {
     /// The stream of this name.
     pub(crate) fn find_name(&self, name: &[u8]) -> Result<Option<StreamId>> {
         self.locked(|core| core.view()?.find_name(name))
-    }
-
-    /// The last sequence of a stream, and whether it is still open.
-    pub(crate) fn stream(&self, id: StreamId) -> Result<Option<(Seq, bool)>> {
-        self.locked(|core| Ok(core.view()?.stream(id)?.map(|s| (s.last_seq, s.open))))
     }
 
     /// Whether a write failed, so that nothing more is written through this handle.
@@ -321,9 +306,4 @@ fn check_limits(batch: &Batch<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// The error kinds after which a handle writes no more.
-pub(crate) fn is_fatal(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Reopen | ErrorKind::Full | ErrorKind::Corrupt)
 }

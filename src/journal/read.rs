@@ -2,7 +2,7 @@
 
 use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
 use super::recovery::{self, Inspection};
-use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, Unopened};
+use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Step, Unopened};
 use super::view::{BatchPlace, View, bound_of, is_foreign, newest};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
@@ -169,7 +169,7 @@ impl ReadHandle {
         if !again.same(mark) || (unproven && again.activity == Activity::Now) {
             return Ok(false);
         }
-        let end = self.shown_end(&found);
+        let end = shown_end(&found);
         let mut view = View::at_start(Arc::clone(&self.disk), found.segment.clone(), false)?;
         view.advance(number, end)?;
         self.view = Some(view);
@@ -182,16 +182,6 @@ impl ReadHandle {
         let original = mark.best.filter(|_| mark.standing == Standing::Copied).map(|m| m.position);
         self.incomplete = original.filter(|original| *original > last);
         Ok(true)
-    }
-
-    /// All that is whole, also behind damage that evidence shows to be damage.
-    fn shown_end(&self, found: &Inspection) -> Bound {
-        if found.evidence > found.good.position {
-            let position = found.evidence.max(found.last_readable.position);
-            Bound { offset: found.last_readable.offset, position: Some(position) }
-        } else {
-            Bound { offset: found.good.offset, position: Some(found.good.position) }
-        }
     }
 
     /// The last position that is shown.
@@ -271,6 +261,16 @@ impl ReadHandle {
             return Ok(Err(damage.losing(header.first_position, header.last_position())));
         }
         Ok(Ok((header, body)))
+    }
+}
+
+/// All that is whole, also behind damage that evidence shows to be damage.
+fn shown_end(found: &Inspection) -> Bound {
+    if found.evidence > found.good.position {
+        let position = found.evidence.max(found.last_readable.position);
+        Bound { offset: found.last_readable.offset, position: Some(position) }
+    } else {
+        Bound { offset: found.good.offset, position: Some(found.good.position) }
     }
 }
 
@@ -455,11 +455,6 @@ pub(crate) fn owned_records(
 /// The segments that have a file, whatever is in them.
 pub(crate) fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>> {
     segment::list(disk)
-}
-
-/// Where a scan of a segment's first batch begins, for those who only count.
-pub(crate) fn start_of(segment: &Segment) -> Spot {
-    Spot::start(&segment.header)
 }
 
 /// All streams in the order of their opening.

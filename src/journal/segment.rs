@@ -6,7 +6,7 @@ use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock, MAX_SEGMENT_LEN,
     SEGMENT_DATA_START, SegmentHeader,
 };
-use crate::position::Position;
+use crate::position::{Position, to_usize};
 use std::sync::Arc;
 
 /// The folder of segments, lock and mark.
@@ -128,7 +128,7 @@ impl Segment {
             Err(error) => return Err(Unopened::Failed(error)),
         }
         let file = disk.open(&name, how).map_err(Unopened::Failed)?;
-        let mut block = vec![0; SEGMENT_DATA_START as usize];
+        let mut block = vec![0; to_usize(SEGMENT_DATA_START)];
         let read = file.read_at(&mut block, 0).map_err(Unopened::Failed)?;
         let block = HeaderBlock::decode(&block[..read]).map_err(|flaw| match flaw {
             Flaw::Unsupported(what) => Unopened::Failed(

@@ -728,6 +728,8 @@ class Journal:
         walk = Walk(segment, after.before_end if adjacent else len(segment.data))
         self.take(walk, walk.steps)
         if not adjacent:
+            if self.something_behind(segment, walk.at):
+                self.note(segment.number, walk.at, 0, "neither a batch nor a footer stands here")
             return
         if walk.at < after.before_end or self.next < after.first:
             self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
@@ -783,13 +785,13 @@ class Journal:
 
     def check_end(self, newest):
         """Behind the newest segment that can be read there may be others, or the mark may know of others."""
-        number = newest.number if newest else 0
+        number, known = newest.number if newest else 0, self.mark.segment if self.mark.own else 0
         behind = [s for s in self.segments if s.number > number]
         for segment in behind:
             self.note(segment.number, 0, 0, segment.problem)
-        if self.mark.own and self.mark.segment > number and self.mark.position >= self.next:
-            number = number + 1 if newest else max(self.mark.segment, *(s.number for s in behind), 0)
-            self.note(number, 0, self.mark.position, "a segment is missing or cannot be read")
+        if known > number or behind and not self.mark.own:
+            place = number + 1 if newest else max(known, *(s.number for s in behind), 0)
+            self.note(place, 0, self.mark.position if known > number else 0, "a segment is missing or cannot be read")
 
     def verdict(self):
         """The worst of all damage that was not accepted."""

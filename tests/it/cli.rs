@@ -552,7 +552,8 @@ fn eight_recorders_at_once_some_killed_leave_a_whole_journal() {
         place.ends(0, &["verify", "--deep"]);
         for i in (0..8).filter(|i| !killed.contains(i)) {
             let output = place.ends(0, &["output", &format!("t/r{round}{i}"), "--channel", "stdout"]);
-            let expected: String = (0..200).map(|n| format!("{i} {n}\n")).collect();
+            let lines: Vec<String> = (0..200).map(|n| format!("{i} {n}\n")).collect();
+            let expected = lines.concat();
             assert_eq!(text(&output.stdout), expected);
         }
     }
