@@ -391,6 +391,8 @@ def read_tick(f, record):
     line, used = [f"{quote(k)}:{compact(v)}" for k, v in head], {k for k, _ in head}
     for start, end, stop in members:
         key = json.loads(details[start:end])
+        if re.search("[\ud800-\udfff]", key):
+            raise Malformed("a key that is not Unicode")
         while key in used:
             key = "detail_" + key
         used.add(key)
@@ -731,12 +733,12 @@ class Journal:
             if self.something_behind(segment, walk.at):
                 self.note(segment.number, walk.at, 0, "neither a batch nor a footer stands here")
             return
-        if walk.at < after.before_end or self.next < after.first:
-            self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
         if after.before_salt != segment.salt:
             self.note(segment.number, 0, 0, "not the segment that the next one follows")
-        elif walk.chain_known and walk.chain != after.chain:
+        elif walk.chain_known and self.next == after.first and walk.chain != after.chain:
             self.note(after.number, 0, 0, "the chain hash of the header is not right", "tampered")
+        if walk.at < after.before_end or self.next < after.first:
+            self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
         if after.before_footer and not footer_at(segment, after.before_end, after.before_footer):
             self.note(segment.number, after.before_end, 0, "the footer is damaged")
 

@@ -35,7 +35,7 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
         show::damage(found, global.json());
     }
     let names: Vec<String> = report.interrupted.iter().map(|run| run.name.to_string()).collect();
-    print(global, verdict, report.quarantined_bytes, &names, report.rewritten_files, position.0)?;
+    print(global, true, verdict, report.quarantined_bytes, &names, report.rewritten_files, position.0)?;
     for problem in &report.problems {
         complain(&format!("runwal: {problem}"));
     }
@@ -47,6 +47,7 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
 
 fn print(
     global: &Global,
+    done: bool,
     verdict: Verdict,
     quarantined: u64,
     interrupted: &[String],
@@ -64,11 +65,14 @@ fn print(
         )?;
     } else {
         writeln!(out, "verdict: {}", verdict.word())?;
-        writeln!(out, "bytes set aside: {quarantined}")?;
+        let would = if done { "" } else { "would be " };
+        writeln!(out, "bytes {would}set aside: {quarantined}")?;
         for run in interrupted {
-            writeln!(out, "interrupted: {run}")?;
+            writeln!(out, "{would}interrupted: {run}")?;
         }
-        writeln!(out, "files written anew: {rewritten}")?;
+        if done {
+            writeln!(out, "files written anew: {rewritten}")?;
+        }
         writeln!(out, "durable up to position: {position}")?;
     }
     out.flush()
@@ -77,7 +81,7 @@ fn print(
 /// What would be done, as far as reading alone can tell.
 fn dry_run(global: &Global) -> Done {
     let Some(mut log) = global.log()? else {
-        print(global, Verdict::Clean, 0, &[], 0, 0)?;
+        print(global, false, Verdict::Clean, 0, &[], 0, 0)?;
         return Ok(0);
     };
     let verification = log.verify(&mut |_| {})?;
@@ -88,7 +92,7 @@ fn dry_run(global: &Global) -> Done {
     for note in &verification.notes {
         complain(&format!("runwal: {note}"));
     }
-    print(global, verification.verdict, verification.torn_bytes, &unfinished, 0, verification.durable.0)?;
+    print(global, false, verification.verdict, verification.torn_bytes, &unfinished, 0, verification.durable.0)?;
     Ok(match verification.verdict {
         Verdict::Clean => 0,
         Verdict::Torn => 4,
