@@ -58,6 +58,11 @@ compile_error!("runwal needs a 64-bit target");
 #[cfg(not(target_os = "linux"))]
 compile_error!("runwal runs on Linux only");
 
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 #[cfg(feature = "tokio")]
 pub mod async_engine;
 pub mod clock;

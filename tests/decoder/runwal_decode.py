@@ -19,7 +19,7 @@ import stat
 import struct
 import sys
 import zlib
-from array import array
+from collections import Counter
 
 U64 = (1 << 64) - 1
 MIB = 1 << 20
@@ -211,66 +211,56 @@ def wrap(value):
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 TYPE = re.compile(r"[a-z0-9_]{1,64}")
-STRING = r'"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*"'
-TOKEN = re.compile(r"(?P<string>" + STRING + r")|(?P<scalar>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
-                   r"|true|false|null)|(?P<mark>[\[\]{},:])")
-HIDDEN = re.compile("[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+TOKEN = re.compile(r'''(?P<string>"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*")'''
+                   r"|(?P<scalar>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null)"
+                   r"|(?P<mark>[\[\]{},:])")
+HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 class Raw(str):
     """JSON as its text."""
 
 
-class Object(list):
-    """A JSON object: pairs, in order."""
+class Pairs(list):
+    """A JSON object whose keys may come twice."""
 
 
 def tokens(text):
-    """The tokens of a JSON text, without white space between them, and a last empty one."""
+    """The tokens of a JSON text without white space between them, and an empty one at the end."""
     at = 0
     while at < len(text):
         found = TOKEN.match(text, at)
         if not found:
             raise Malformed("not JSON")
-        yield found.lastgroup if found.lastgroup != "mark" else found.group(), at, found.end()
+        yield found.group() if found.lastgroup == "mark" else found.lastgroup, at, found.end()
         at = found.end()
     yield "", at, at
 
 
 def check_json(text):
-    """Is it one JSON value? Of an object the members, as spans `(key start, key end, value end)`."""
+    """Is it one JSON value? Of an object the members, as `(key start, key end, value end)`."""
     stack, state, members, key = [], "value", [], None
     for token, at, end in tokens(text):
-        closes = token in ("]", "}") and token
-        if state in ("value", "first value") and token in ("string", "scalar"):
+        if token in (",", "}") and state == "after" and stack == ["}"]:
+            members.append((*key, at))
+        if state in ("value", "value or ]") and token in ("string", "scalar"):
             state = "after"
-        elif state in ("value", "first value") and token in ("[", "{"):
+        elif state in ("value", "value or ]") and token in ("[", "{"):
             stack.append("]" if token == "[" else "}")
-            state = "first value" if token == "[" else "first key"
-        elif state in ("key", "first key") and token == "string":
-            key, state = ((at, end) if len(stack) == 1 else key), "colon"
+            state = "value or ]" if token == "[" else "key or }"
+        elif state in ("key", "key or }") and token == "string":
+            key, state = (at, end) if len(stack) == 1 else key, "colon"
         elif state == "colon" and token == ":":
             state = "value"
-        elif closes and stack and closes == stack[-1] and state in ("after", f"first {'value' if closes == ']' else 'key'}"):
-            if len(stack) == 1 and closes == "}" and state == "after":
-                members.append((*key, at))
+        elif stack and token == stack[-1] and (state == "after" or state.endswith(f" or {token}")):
             stack.pop()
             state = "after"
         elif state == "after" and token == "," and stack:
-            if len(stack) == 1 and stack[0] == "}":
-                members.append((*key, at))
             state = "value" if stack[-1] == "]" else "key"
         elif state == "after" and token == "" and not stack:
             return members
         else:
             raise Malformed("not JSON")
-
-
-def json_string(reader):
-    """A string that is JSON."""
-    text = reader.string()
-    check_json(text)
-    return Raw(text)
 
 
 def quote(text):
@@ -283,83 +273,87 @@ def hide(text):
     return HIDDEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
+def pairs_of(value):
+    """The members of an object; None if it is none."""
+    return value if isinstance(value, Pairs) else list(value.items()) if isinstance(value, dict) else None
+
+
 def compact(value):
     """JSON without white space."""
     if isinstance(value, Raw):
         return value
-    if isinstance(value, Object):
-        return "{" + ",".join(f"{quote(k)}:{compact(v)}" for k, v in value) + "}"
+    if (pairs := pairs_of(value)) is not None:
+        return "{" + ",".join(f"{quote(k)}:{compact(v)}" for k, v in pairs) + "}"
     if isinstance(value, list):
         return "[" + ",".join(compact(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return quote(value)
 
 
 def pretty(value, indent="\n"):
     """JSON indented by two spaces."""
-    deeper = indent + "  "
-    if isinstance(value, list) and value:
-        is_object = isinstance(value, Object)
-        items = [f"{quote(v[0])}: {pretty(v[1], deeper)}" if is_object else pretty(v, deeper) for v in value]
-        left, right = "{}" if is_object else "[]"
-        return left + deeper + ("," + deeper).join(items) + indent + right
-    return compact(value)
+    deeper, pairs = indent + "  ", pairs_of(value)
+    if not isinstance(value, (dict, list)) or not value:
+        return compact(value)
+    items = [pretty(v, deeper) for v in value] if pairs is None else \
+        [f"{quote(k)}: {pretty(v, deeper)}" for k, v in pairs]
+    left, right = "[]" if pairs is None else "{}"
+    return left + deeper + ("," + deeper).join(items) + indent + right
 
 
 def time_text(nanoseconds, digits):
-    """RFC 3339 in UTC, the fraction cut."""
+    """RFC 3339 in UTC, the fraction cut; null stays null."""
+    if nanoseconds is None:
+        return None
     seconds, fraction = divmod(nanoseconds, 10 ** 9)
     when = datetime.datetime(1970, 1, 1) + datetime.timedelta(seconds=seconds)
     return f"{when:%Y-%m-%dT%H:%M:%S}.{f'{fraction:09}'[:digits]}Z"
 
 
 def bytes_json(data):
-    """Text, or an object with base64."""
+    """Text, or an object with base64; null stays null."""
     try:
-        return data.decode()
+        return None if data is None else data.decode()
     except UnicodeDecodeError:
-        return Object([("base64", base64.b64encode(data).decode())])
+        return {"base64": base64.b64encode(data).decode()}
 
 
 # --- Payloads ---
 
 LEVELS = ["debug", "info", "warn", "error"]
 STATUSES = ["prepared", "running", "completed", "failed", "blocked", "needs_human", "cancelled", "interrupted"]
-KINDS = {1: "run", 2: "lifecycle", 3: "stdout", 4: "stderr", 5: "state_patch", 6: "checkpoint", 7: "tick"}
 
 
 def read_run(f, record):
     """Kind 1: the object of `meta.json`."""
-    task, run, step, attempt = f.string(ID), f.string(ID), f.string(ID), f.number("I")
-    pair, text = (lambda: (f.bytes(), f.bytes())), (lambda: (f.string(), f.string()))
-    meta = Object([("taskId", task), ("stepId", step), ("runId", run), ("attempt", attempt)])
-    meta += [("stepKind", f.option(f.string)), ("workerKind", f.option(f.string))]
-    meta += [("command", [bytes_json(word) for word in f.list(f.bytes)])]
-    tree = f.option(f.bytes)
-    meta += [("workingTree", None if tree is None else bytes_json(tree))]
-    meta += [("environment", Object((n.decode(errors="replace"), bytes_json(v)) for n, v in f.list(pair)))]
-    meta += [("timeoutMs", f.option(f.number, "Q")), ("graceMs", f.number("Q")), ("checkpoints", f.boolean())]
-    meta += [("recorderId", f.take(16).hex()), ("bootId", f.take(16).hex())]
-    meta += [("controller", f.option(f.string)), ("host", f.string()), ("term", record.term)]
-    meta += [("labels", Object(f.list(text))), ("parent", f.option(read_parent, f)), ("renderer", f.number("H"))]
-    meta += [("createdAt", time_text(record.created, 3))]
-    return {"request": meta}
+    task, run, step = f.string(ID), f.string(ID), f.string(ID)
+    meta = {"taskId": task, "stepId": step, "runId": run, "attempt": f.number("I")}
+    meta |= {"stepKind": f.option(f.string), "workerKind": f.option(f.string)}
+    meta |= {"command": [bytes_json(word) for word in f.list(f.bytes)], "workingTree": bytes_json(f.option(f.bytes))}
+    environment = f.list(lambda: (f.bytes(), f.bytes()))
+    meta |= {"environment": Pairs((name.decode(errors="replace"), bytes_json(v)) for name, v in environment)}
+    meta |= {"timeoutMs": f.option(f.number, "Q"), "graceMs": f.number("Q"), "checkpoints": f.boolean()}
+    meta |= {"recorderId": f.take(16).hex(), "bootId": f.take(16).hex()}
+    meta |= {"controller": f.option(f.string), "host": f.string(), "term": record.term}
+    meta |= {"labels": Pairs(f.list(lambda: (f.string(), f.string()))), "parent": f.option(read_parent, f)}
+    return {"request": meta | {"renderer": f.number("H"), "createdAt": time_text(record.created, 3)}}
 
 
 def read_parent(f):
     """The run it follows."""
-    return Object([("taskId", f.string(ID)), ("runId", f.string(ID)), ("checkpoint", f.option(f.number, "I"))])
+    return {"taskId": f.string(ID), "runId": f.string(ID), "checkpoint": f.option(f.number, "I")}
 
 
 def read_lifecycle(f, _):
     """Kind 2."""
-    return {"type": f.string(TYPE), "level": f.choice(LEVELS), "message": f.string(), "data": json_string(f)}
+    fields = {"type": f.string(TYPE), "level": f.choice(LEVELS), "message": f.string(), "data": Raw(f.string())}
+    check_json(fields["data"])
+    return fields
 
 
 def read_output(f, _):
     """Kinds 3 and 4."""
-    payload = bytes(f.take(len(f.data)))
-    text = bytes_json(payload)
-    return {"text": text} if isinstance(text, str) else {"base64": text[0][1]}
+    text = bytes_json(bytes(f.take(len(f.data))))
+    return {"text": text} if isinstance(text, str) else text
 
 
 def read_patch(f, _):
@@ -367,7 +361,7 @@ def read_patch(f, _):
     fields = [("status", f.choice, STATUSES), ("startedAt", f.option, f.number, "q"), ("updatedAt", f.number, "q"),
               ("finishedAt", f.option, f.number, "q"), ("summary", f.option, f.string),
               ("exitCode", f.option, f.number, "i"), ("signal", f.option, f.string), ("pid", f.option, f.number, "I")]
-    return {"patch": Object((name, read(*rest)) for name, read, *rest in fields if f.boolean())}
+    return {"patch": {name: read(*rest) for name, read, *rest in fields if f.boolean()}}
 
 
 def read_checkpoint(f, record):
@@ -381,43 +375,39 @@ def read_checkpoint(f, record):
 
 def read_tick(f, record):
     """Kind 7: the object of its JSONL line."""
-    batch, runner, stage = f.string(), f.string(), f.string()
-    result, error, duration, details = f.option(f.string), f.option(f.string), f.option(f.number, "Q"), f.string()
-    head = [("batch_id", batch), ("duration_ms", duration), ("error", error), ("result", result),
-            ("runner", runner), ("stage", stage), ("ts", time_text(record.created, 3))]
+    batch, runner, stage, result, error = f.string(), f.string(), f.string(), f.option(f.string), f.option(f.string)
+    line = Pairs([("batch_id", batch), ("duration_ms", f.option(f.number, "Q")), ("error", error), ("result", result),
+                  ("runner", runner), ("stage", stage), ("ts", time_text(record.created, 3))])
+    details, used, depths = f.string(), {key for key, _ in line}, Counter()
     members = check_json(details)
     if not details.startswith("{"):
         raise Malformed("details that are no object")
-    line, used = [f"{quote(k)}:{compact(v)}" for k, v in head], {k for k, _ in head}
     for start, end, stop in members:
         key = json.loads(details[start:end])
         if re.search("[\ud800-\udfff]", key):
             raise Malformed("a key that is not Unicode")
-        while key in used:
-            key = "detail_" + key
-        used.add(key)
-        line.append(f"{quote(key)}{details[end:stop]}")
-    return {"tick": Raw(hide("{" + ",".join(line) + "}"))}
+        while (name := "detail_" * depths[key] + key) in used:
+            depths[key] += 1
+        used.add(name)
+        line.append((name, Raw(details[end + 1:stop])))
+    return {"tick": Raw(hide(compact(line)))}
 
 
-READERS = {1: read_run, 2: read_lifecycle, 3: read_output, 4: read_output, 5: read_patch, 6: read_checkpoint,
-           7: read_tick}
+KINDS = {1: ("run", read_run), 2: ("lifecycle", read_lifecycle), 3: ("stdout", read_output),
+         4: ("stderr", read_output), 5: ("state_patch", read_patch), 6: ("checkpoint", read_checkpoint),
+         7: ("tick", read_tick)}
 
 
 class Record:
     """A record: its fields, and what its payload says."""
 
     def __init__(self, f, position, batch_time, opened):
-        start = f.at
-        size = f.varint()
-        if size > MIB:
-            raise Malformed("a payload too long")
+        start, size = f.at, f.varint()
         self.position, self.content = position, None
         self.kind, self.version, self.flags = f.number("B"), f.number("B"), f.number("B")
         if self.flags & 128:
             raise Unsupported("a reserved flag of a record")
-        self.stream, self.sequence = f.varint(), f.varint()
-        self.time = wrap(batch_time + f.zigzag())
+        self.stream, self.sequence, self.time = f.varint(), f.varint(), wrap(batch_time + f.zigzag())
         self.created = wrap(self.time + f.zigzag()) if self.flags & 8 else self.time
         self.name = f.counted(512) if self.flags & 1 else None
         self.key = f.counted(256) if self.flags & 16 else None
@@ -425,16 +415,12 @@ class Record:
         head = bytes(f.data[start:f.at])
         crc = f.number("I") if self.flags & 64 else None
         self.payload = f.take(size)
-        if crc is not None and zlib.crc32(self.payload, zlib.crc32(head)) != crc:
-            raise Malformed("a record does not match its checksum")
-        self.resolve(opened)
-
-    def resolve(self, opened):
-        """Finds the stream, and checks stream and sequence."""
+        if size > MIB or crc is not None and zlib.crc32(self.payload, zlib.crc32(head)) != crc:
+            raise Malformed("a record is too long or does not match its checksum")
         if self.flags & 1 and (self.stream or self.sequence != 1):
-            raise Malformed("a record that opens a stream and is not its first")
-        self.stream = self.position if self.flags & 1 else self.stream or opened
-        if not self.stream or self.stream > self.position or not self.sequence:
+            raise Malformed("a record opens a stream and is not its first")
+        self.stream = position if self.flags & 1 else self.stream or opened
+        if not 1 <= self.stream <= position or not self.sequence:
             raise Malformed("a record of no stream")
 
     def fields(self):
@@ -443,21 +429,11 @@ class Record:
             return None
         try:
             f = Fields(self.payload)
-            fields = READERS[self.kind](f, self)
+            fields = KINDS[self.kind][1](f, self)
             f.end()
             return fields
         except Malformed:
             return None
-
-
-def read_records(body, first, count, batch_time):
-    """The records of a body, which they must fill."""
-    f, records, opened = Fields(body), [], 0
-    for position in range(first, first + count):
-        records.append(Record(f, position, batch_time, opened))
-        opened = position if records[-1].flags & 1 else opened
-    f.end()
-    return records
 
 
 # --- Segments ---
@@ -465,10 +441,10 @@ def read_records(body, first, count, batch_time):
 class Damage:
     """Something that is not as it should be."""
 
-    def __init__(self, verdict, segment, offset, first, last, reason):
-        self.verdict, self.segment, self.offset, self.end, self.reason = verdict, segment, offset, offset, reason
+    def __init__(self, verdict, segment, offset, first, last, reason, end=0):
+        self.verdict, self.segment, self.offset, self.reason = verdict, segment, offset, reason
         self.first, self.last = (first, last) if first <= last else (0, 0)
-        self.accepted = False
+        self.end, self.accepted = end, False
 
 
 class Segment:
@@ -494,28 +470,26 @@ class Segment:
         if version != 1 or flags:
             raise Unsupported(f"segment {self.number}: version {version}, incompatible flags {flags:#x}")
         self.broken_copy = None if all(right) else 512 * right.index(False)
-        fields = struct.unpack_from("<16sQQQQQQQ32sQQqQQ", copies[0], 16)
         (self.journal, number, _, self.salt, self.before_salt, self.first, self.before_end, self.before_footer,
-         self.chain, self.born, capacity, _, self.given_first, self.given_last) = fields
+         self.chain, self.born, capacity, _, self.given_first,
+         self.given_last) = struct.unpack_from("<16sQQQQQQQ32sQQqQQ", copies[0], 16)
         if number != self.number or not self.first or capacity > 64 * MIB:
             raise Malformed("the header is of another segment or says what cannot be")
 
-    def given_up(self):
-        """The positions given up before it, first and last; 1 and 0 for none."""
-        right = 0 < self.given_first <= self.given_last < self.first
-        return (self.given_first, self.given_last) if right else (1, 0)
-
-
-CHECKSUM = "a body is cut short or does not match its checksum"
+    def place(self, at):
+        """What a checksum begins with, so that the same bytes elsewhere are not valid."""
+        return self.journal + struct.pack("<QQQ", self.number, self.salt, at)
 
 
 class Batch:
     """A batch whose header is valid by itself."""
 
+    __slots__ = ("at", "chain", "count", "crc", "digest", "durable", "end", "first", "last", "time")
+
     def __init__(self, segment, at):
         header = bytes(segment.data[at:at + BATCH])
-        place = segment.journal + struct.pack("<QQQ", segment.number, segment.salt, at)
-        if header[:4] != b"RWB1" or len(header) < BATCH or zlib.crc32(place + header[:112]) != u32(header, 112):
+        if header[:4] != b"RWB1" or len(header) < BATCH or \
+                zlib.crc32(segment.place(at) + header[:112]) != u32(header, 112):
             raise Malformed("no batch")
         codec, durability, flags, size, decoded, self.count, self.crc = struct.unpack_from("<BBHIIII", header, 4)
         if codec or durability > 1 or flags & 0xFF00:
@@ -533,8 +507,13 @@ class Batch:
         return memoryview(segment.data)[self.at + BATCH:self.end]
 
     def records(self, segment):
-        """The records."""
-        return read_records(self.body(segment), self.first, self.count, self.time)
+        """The records, which must fill the body."""
+        f, records, opened = Fields(self.body(segment)), [], 0
+        for position in range(self.first, self.last + 1):
+            records.append(Record(f, position, self.time, opened))
+            opened = position if records[-1].flags & 1 else opened
+        f.end()
+        return records
 
     def link(self, chain):
         """The chain hash there should be after this batch."""
@@ -543,14 +522,18 @@ class Batch:
     def check(self, segment, end):
         """What verdict the body gets, and why; no reason if it is valid."""
         if self.end > end or zlib.crc32(self.body(segment)) != self.crc:
-            return "corrupt", CHECKSUM
+            return "corrupt", CUT_SHORT
         if blake3(self.body(segment)) != self.digest:
             return "tampered", "a body does not match its digest"
         try:
             self.records(segment)
         except Malformed as error:
-            return "corrupt", f"a body that is not valid: {error}"
+            return "corrupt", f"a body is not valid: {error}"
         return "clean", None
+
+
+CUT_SHORT = "a body is cut short or does not match its checksum"
+NO_BATCH = "no batch stands here"
 
 
 def u32(data, at):
@@ -569,72 +552,63 @@ def open_bytes(path):
 def footer_at(segment, at, size):
     """Does a footer of this size stand at an offset?"""
     data = bytes(segment.data[at:at + min(size, 24 + 16 * MIB)])
-    place = segment.journal + struct.pack("<QQQ", segment.number, segment.salt, at)
-    if len(data) != size or data[:4] != b"RWF1" or zlib.crc32(place + data[:20]) != u32(data, 20):
+    if len(data) != size or data[:4] != b"RWF1" or zlib.crc32(segment.place(at) + data[:20]) != u32(data, 20):
         return False
     if u32(data, 4) >> 16:
         raise Unsupported(f"segment {segment.number}: a footer with unknown flags")
     return u32(data, 8) == size - 24 and zlib.crc32(data[24:]) == u32(data, 12)
 
 
-def header_at(segment, at):
-    """The batch at an offset, or None."""
-    try:
-        return Batch(segment, at)
-    except Malformed:
-        return None
-
-
-def first_nonzero(data, start, end):
-    """The first offset with a byte that is not zero, or None."""
-    for at in range(start, end, MIB):
-        piece = data[at:min(end, at + MIB)]
-        rest = piece.lstrip(b"\0")
-        if rest:
-            return at + len(piece) - len(rest)
-    return None
+def something_behind(segment, end):
+    """Does anything stand behind the last batch but zeros and a footer?"""
+    size = 24 + u32(segment.data, end + 8) if end + 24 <= len(segment.data) else 0
+    end += size if size and footer_at(segment, end, size) else 0
+    return any(segment.data[at:at + MIB].strip(b"\0") for at in range(end, len(segment.data), MIB))
 
 
 class Walk:
     """The batches of a segment in order, what is damaged between them, and what they prove durable."""
 
-    def __init__(self, segment, end, last=None):
+    def __init__(self, segment, end):
         self.segment, self.end = segment, min(end, len(segment.data))
-        self.steps, self.durable = [], 0
+        self.steps, self.durable, self.broken = [], 0, None
         self.next, self.chain, self.at = segment.first, segment.chain, BLOCK
-        self.broken, self.chain_known = None, True
         while self.at < self.end:
-            self.step(header_at(segment, self.at))
+            self.step()
         if self.broken is not None or self.at < end:
-            self.at, self.chain_known = self.at if self.broken is None else self.broken, False
-        self.last = last
+            self.at, self.chain = self.at if self.broken is None else self.broken, None
 
-    def step(self, batch):
+    def step(self):
         """Takes a batch, or searches for the next one."""
-        self.durable = max(self.durable, batch.durable if batch else 0)
-        continues = batch and (batch.first >= self.next if self.broken is not None else batch.first == self.next)
-        if not continues:
-            self.broken = self.at if self.broken is None else self.broken
-            found = self.segment.data.find(b"RWB1", self.at + 1, self.end)
-            self.at = self.end if found < 0 else found
-            return
+        try:
+            batch = Batch(self.segment, self.at)
+        except Malformed:
+            return self.search()
+        self.durable = max(self.durable, batch.durable)
+        if batch.first < self.next or batch.first > self.next and self.broken is None:
+            return self.search()
         if self.broken is not None:
-            self.damage("corrupt", self.broken, self.at, batch.first - 1, "no batch stands here")
-            self.next, self.broken, self.chain_known = batch.first, None, False
+            self.note("corrupt", self.broken, self.at, batch.first - 1, NO_BATCH)
+            self.next, self.broken, self.chain = batch.first, None, None
         verdict, problem = batch.check(self.segment, self.end)
-        if problem != CHECKSUM and self.chain_known and batch.link(self.chain) != batch.chain:
-            self.damage("tampered", self.at, self.at, 0, "the chain hash is not right")
+        if problem != CUT_SHORT and self.chain and batch.link(self.chain) != batch.chain:
+            self.note("tampered", self.at, self.at, 0, "the chain hash is not right")
         if problem:
-            self.damage(verdict, self.at, batch.end, batch.last, problem)
+            self.note(verdict, self.at, batch.end, batch.last, problem)
         else:
             self.steps.append(batch)
-        self.next, self.chain, self.chain_known = batch.last + 1, batch.chain, True
-        self.at = batch.end
+        self.next, self.chain, self.at = batch.last + 1, batch.chain, batch.end
+        return None
 
-    def damage(self, verdict, offset, end, last, reason):
+    def search(self):
+        """Goes to the next offset where a batch may stand."""
+        self.broken = self.at if self.broken is None else self.broken
+        found = self.segment.data.find(b"RWB1", self.at + 1, self.end)
+        self.at = self.end if found < 0 else found
+
+    def note(self, verdict, offset, end, last, reason):
         """Notes damage from the next position on."""
-        self.steps.append(Damage(verdict, self.segment.number, offset, self.next, last, reason))
-        self.steps[-1].end = end
+        self.steps.append(Damage(verdict, self.segment.number, offset, self.next, last, reason, end))
 
 
 # --- The journal ---
@@ -645,16 +619,15 @@ class Mark:
     def __init__(self, path):
         self.own, self.reliable, self.segment, self.end, self.position = False, False, 0, 0, 0
         try:
-            data = bytes(open_bytes(path)[:BLOCK])
-            inode = os.lstat(path).st_ino
+            data, inode = bytes(open_bytes(path)[:BLOCK]), os.lstat(path).st_ino
         except (Malformed, OSError):
             return
         slots = [s for s in (data[:132], data[512:644]) if len(s) == 132 and zlib.crc32(s[:128]) == u32(s, 128)]
         slots = [s for s in slots if s[:8] == b"RWM1\1\0\0\0"]
         if slots:
             slot = max(slots, key=lambda s: struct.unpack_from("<Q", s, 8))
-            (_, boot, _, _, found, self.journal, self.segment, self.end, self.position,
-             self.chain) = struct.unpack_from("<Q16sQQQ16sQQQ32s", slot, 8)
+            (boot, _, _, found, self.journal, self.segment, self.end,
+             self.position) = struct.unpack_from("<16sQQQ16sQQQ", slot, 16)
             self.own = found == inode
             self.reliable = self.own and len(slots) == 2 and boot == this_boot()
 
@@ -674,34 +647,37 @@ class Journal:
     def __init__(self, directory):
         self.directory = os.path.join(directory, "journal")
         self.mark = Mark(os.path.join(self.directory, "mark"))
-        self.segments = [Segment(n, path) for n, path in sorted(self.names())]
+        self.segments = [Segment(number, path) for number, path in sorted(self.names())]
         self.batches, self.damage, self.next, self.torn = [], [], 1, None
         self.check_journal_ids()
-        readable = [s for s in self.segments if not s.problem]
-        for before, segment in zip([None] + readable, readable):
-            if before:
-                self.read_sealed(before, segment)
-            self.check_gap(before.number if before else 0, segment)
-            self.accept(segment)
-        newest = readable[-1] if readable else None
+        newest, lost, known = None, [], 0
+        for segment in self.segments:
+            if segment.problem:
+                lost.append(segment)
+                continue
+            if newest:
+                self.read_sealed(newest, segment)
+            self.check_gap(newest.number if newest else 0, lost, segment)
+            for damage in self.damage[known:]:
+                given_up = 0 < segment.given_first <= damage.first <= damage.last <= segment.given_last < segment.first
+                damage.accepted = given_up
+            newest, lost, known = segment, [], len(self.damage)
         if newest:
             self.read_newest(newest)
         self.durable = self.next - 1
-        self.check_end(newest)
+        self.check_end(newest.number if newest else 0, lost)
 
     def names(self):
         """Number and path of each segment."""
-        if not os.path.isdir(self.directory):
-            return
-        for name in os.listdir(self.directory):
+        for name in os.listdir(self.directory) if os.path.isdir(self.directory) else []:
             number = re.fullmatch(r"([0-9]{10,20})\.seg", name)
             if number and name == f"{int(number[1]):010}.seg" and 1 <= int(number[1]) <= U64:
                 yield int(number[1]), os.path.join(self.directory, name)
 
     def check_journal_ids(self):
         """Segments of another journal are not read: than the mark's, else than most; of as many, the newest's."""
-        ids = [s.journal for s in self.segments if not s.problem]
-        right = self.mark.journal if self.mark.own else max(reversed(ids), key=ids.count, default=None)
+        ids = Counter(s.journal for s in reversed(self.segments) if not s.problem)
+        right = self.mark.journal if self.mark.own else max(ids, key=ids.get, default=None)
         for segment in self.segments:
             if not segment.problem and segment.journal != right:
                 segment.problem = "a segment of another journal"
@@ -711,14 +687,14 @@ class Journal:
         self.damage.append(Damage(verdict, segment, offset, self.next, last, reason))
         self.next = max(self.next, last + 1)
 
-    def check_gap(self, before, segment):
-        """What is missing or cannot be read between two segments; the first of it gets the positions."""
-        for lost in [s for s in self.segments if before < s.number < segment.number] + [segment]:
-            if lost.number > before + 1:
+    def check_gap(self, before, lost, segment):
+        """What is missing or cannot be read before a segment; the first of it gets the positions."""
+        for each in lost + [segment]:
+            if each.number > before + 1:
                 self.note(before + 1, 0, segment.first - 1, "a segment is missing")
-            if lost is not segment:
-                self.note(lost.number, 0, segment.first - 1, lost.problem)
-            before = lost.number
+            if each is not segment:
+                self.note(each.number, 0, segment.first - 1, each.problem)
+            before = each.number
         if self.next < segment.first:
             self.note(segment.number, 0, segment.first - 1, "positions are missing before it")
         if segment.broken_copy is not None:
@@ -728,72 +704,57 @@ class Journal:
         """Reads a segment that is not the newest; where it ends, the next one says, if that is there."""
         adjacent = after.number == segment.number + 1
         walk = Walk(segment, after.before_end if adjacent else len(segment.data))
-        self.take(walk, walk.steps)
+        for step in walk.steps:
+            self.take(segment, step)
         if not adjacent:
-            if self.something_behind(segment, walk.at):
+            if something_behind(segment, walk.at):
                 self.note(segment.number, walk.at, 0, "neither a batch nor a footer stands here")
             return
         if after.before_salt != segment.salt:
             self.note(segment.number, 0, 0, "not the segment that the next one follows")
-        elif walk.chain_known and self.next == after.first and walk.chain != after.chain:
+        elif walk.chain and self.next == after.first and walk.chain != after.chain:
             self.note(after.number, 0, 0, "the chain hash of the header is not right", "tampered")
         if walk.at < after.before_end or self.next < after.first:
             self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
         if after.before_footer and not footer_at(segment, after.before_end, after.before_footer):
             self.note(segment.number, after.before_end, 0, "the footer is damaged")
 
-    def accept(self, segment):
-        """Damage does not count where the next segment gives its positions up."""
-        first, last = segment.given_up()
-        for damage in self.damage:
-            damage.accepted = damage.accepted or first <= damage.first <= damage.last <= last
-
-    def take(self, walk, steps):
-        """Takes over what a walk found."""
-        for step in steps:
-            if isinstance(step, Damage):
-                self.damage.append(step)
-            else:
-                self.batches.append((walk.segment, step))
-            self.next = max(self.next, step.last + 1)
+    def take(self, segment, step):
+        """Takes over a batch, or damage, that a walk found."""
+        if isinstance(step, Damage):
+            self.damage.append(step)
+        else:
+            self.batches.append((segment, step))
+        self.next = max(self.next, step.last + 1)
 
     def read_newest(self, segment):
         """Reads the newest segment, up to the mark if that can be relied on."""
-        walk, mark = Walk(segment, len(segment.data)), self.mark
-        own = mark.own and mark.journal == segment.journal and mark.segment <= segment.number
-        evidence = max(segment.first - 1, segment.born, walk.durable, mark.position if own else 0)
-        limit = mark.end if own and mark.reliable and mark.segment == segment.number else len(segment.data)
-        end = BLOCK
+        walk, mark, end = Walk(segment, len(segment.data)), self.mark, BLOCK
+        own = mark.own and mark.segment <= segment.number
+        proven = max(segment.first - 1, segment.born, walk.durable, mark.position if own else 0)
+        limit = mark.end if mark.reliable and mark.segment == segment.number else len(segment.data)
         for step in walk.steps:
             broken = isinstance(step, Damage)
-            if broken and step.verdict == "corrupt" and step.first > evidence:
+            if broken and step.first > proven and step.reason in (CUT_SHORT, NO_BATCH):
                 break
             if broken or step.end <= limit:
-                self.take(walk, [step])
+                self.take(segment, step)
                 end = step.end
-        if self.next <= evidence and (not walk.steps or walk.steps[-1].last <= evidence):
-            self.note(segment.number, end, evidence, "durable records are gone")
+        if self.next <= proven and walk.next <= proven:
+            self.note(segment.number, end, proven, "durable records are gone")
         elif not mark.own and mark.position >= self.next:
             self.torn = f"the copy is incomplete: it ends before position {mark.position}"
-        if self.something_behind(segment, end):
+        if something_behind(segment, end):
             self.torn = f"segment {segment.number}, offset {end}: a write was cut short"
 
-    def something_behind(self, segment, end):
-        """Does anything stand behind the durable end but zeros and a footer?"""
-        size = u32(segment.data, end + 8) if end + 12 <= len(segment.data) else 0
-        if footer_at(segment, end, 24 + size):
-            end += 24 + size
-        return first_nonzero(segment.data, end, len(segment.data)) is not None
-
-    def check_end(self, newest):
+    def check_end(self, newest, lost):
         """Behind the newest segment that can be read there may be others, or the mark may know of others."""
-        number, known = newest.number if newest else 0, self.mark.segment if self.mark.own else 0
-        behind = [s for s in self.segments if s.number > number]
-        for segment in behind:
+        known = self.mark.segment if self.mark.own and self.mark.segment > newest else 0
+        for segment in lost:
             self.note(segment.number, 0, 0, segment.problem)
-        if known > number or behind and not self.mark.own:
-            place = number + 1 if newest else max(known, *(s.number for s in behind), 0)
-            self.note(place, 0, self.mark.position if known > number else 0, "a segment is missing or cannot be read")
+        if known or lost and not self.mark.own:
+            place = newest + 1 if newest else max(known, *(s.number for s in lost), 0)
+            self.note(place, 0, self.mark.position if known else 0, "a segment is missing or cannot be read")
 
     def verdict(self):
         """The worst of all damage that was not accepted."""
@@ -807,18 +768,17 @@ class Journal:
 
     def report(self):
         """What `runwal verify -o json` prints."""
-        damage = [Object([("segment", d.segment), ("offset", d.offset), ("from", d.first), ("to", d.last),
-                          ("reason", d.reason), ("accepted", d.accepted)]) for d in self.damage]
-        return Object([("verdict", self.verdict()), ("records", sum(b.count for _, b in self.batches)),
-                       ("batches", len(self.batches)), ("segments", len(self.segments)),
-                       ("bytes", sum(len(s.data) for s in self.segments)), ("durable", self.durable),
-                       ("damage", damage)])
+        damage = [{"segment": d.segment, "offset": d.offset, "from": d.first, "to": d.last, "reason": d.reason,
+                   "accepted": d.accepted} for d in self.damage]
+        return {"verdict": self.verdict(), "records": sum(b.count for _, b in self.batches),
+                "batches": len(self.batches), "segments": len(self.segments),
+                "bytes": sum(len(s.data) for s in self.segments), "durable": self.durable, "damage": damage}
 
 
 # --- Lines and files ---
 
 def run_of(record):
-    """The task and the run in the name of the stream it opens."""
+    """The task and the run in the name of the stream it opens; None if it is no run's."""
     task, slash, run = record.name.decode(errors="replace").partition("/")
     return (task, run) if slash and ID.fullmatch(task) and ID.fullmatch(run) else None
 
@@ -826,26 +786,30 @@ def run_of(record):
 def log_line(record, run):
     """A record as `runwal log -o json` prints it, without the cursor."""
     fields = record.fields()
-    line = Object([("position", record.position)])
-    line += [("task", run[0]), ("run", run[1])] if run else []
-    line += [("seq", record.sequence), ("time", time_text(record.time, 9)), ("createdAt", time_text(record.created, 9))]
-    line += [("kind", "unknown" if fields is None else KINDS[record.kind])]
-    fields = {"kindNumber": record.kind, "version": record.version} if fields is None else fields
-    for key, value in fields.items():
-        if key == "patch":
-            value = Object((k, time_text(v, 9) if k.endswith("At") and v is not None else v) for k, v in value)
-        line.append((key, value))
-    return compact(line)
+    line = {"position": record.position} | ({"task": run[0], "run": run[1]} if run else {})
+    line |= {"seq": record.sequence, "time": time_text(record.time, 9), "createdAt": time_text(record.created, 9)}
+    if fields is None:
+        return compact(line | {"kind": "unknown", "kindNumber": record.kind, "version": record.version})
+    if "patch" in fields:
+        fields["patch"] = {k: time_text(v, 9) if k.endswith("At") else v for k, v in fields["patch"].items()}
+    return compact(line | {"kind": KINDS[record.kind][0]} | fields)
+
+
+def event_line(record, fields):
+    """A line of `worker.log`."""
+    short = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    message = re.sub(r"\\|" + HIDDEN.pattern, lambda c: short.get(c.group(), f"\\u{{{ord(c.group()):x}}}"),
+                     fields["message"])
+    words = [time_text(record.created, 3), fields["level"].upper(), fields["type"], message, hide(fields["data"])]
+    return " ".join(words) + "\n"
 
 
 class Run:
     """The files of a run."""
 
-    def __init__(self, record, meta):
-        self.meta, self.parts = meta, []
-        request = dict(meta)
-        self.folder = f"runs/{request['taskId']}/{request['runId']}"
-        self.state = {k: request[k] for k in ("taskId", "stepId", "runId", "attempt")}
+    def __init__(self, name, record, meta):
+        self.folder, self.meta, self.parts = f"runs/{name[0]}/{name[1]}", meta, []
+        self.state = {key: meta[key] for key in ("taskId", "stepId", "runId", "attempt")}
         self.state |= {"status": "prepared", "startedAt": time_text(record.created, 3)}
         self.state |= dict.fromkeys(["updatedAt", "finishedAt", "summary", "exitCode", "signal", "pid",
                                      "lastEventSeq", "lastCheckpointSeq"])
@@ -859,10 +823,9 @@ class Run:
             self.state["lastEventSeq"] = record.sequence
             self.logs["worker.log"] += event_line(record, fields).encode()
         elif record.kind in (3, 4):
-            self.logs[KINDS[record.kind] + ".log"] += record.payload
+            self.logs[KINDS[record.kind][0] + ".log"] += record.payload
         elif record.kind == 5:
-            for key, value in fields["patch"]:
-                self.state[key] = time_text(value, 3) if key.endswith("At") and value is not None else value
+            self.state |= {k: time_text(v, 3) if k.endswith("At") else v for k, v in fields["patch"].items()}
         elif record.kind == 6:
             self.take_checkpoint(record, fields, files)
 
@@ -881,18 +844,8 @@ class Run:
     def finish(self, files):
         """The files that grew."""
         files[f"{self.folder}/meta.json"] = pretty(self.meta).encode() + b"\n"
-        files[f"{self.folder}/state.json"] = pretty(Object(self.state.items())).encode() + b"\n"
-        for name, content in self.logs.items():
-            files[f"{self.folder}/{name}"] = content
-
-
-def event_line(record, fields):
-    """A line of `worker.log`."""
-    short = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    message = re.sub(r"\\|" + HIDDEN.pattern, lambda c: short.get(c.group(), f"\\u{{{ord(c.group()):x}}}"),
-                     fields["message"])
-    words = [time_text(record.created, 3), fields["level"].upper(), fields["type"], message, hide(fields["data"])]
-    return " ".join(words) + "\n"
+        files[f"{self.folder}/state.json"] = pretty(self.state).encode() + b"\n"
+        files.update((f"{self.folder}/{name}", content) for name, content in self.logs.items())
 
 
 def projected(journal):
@@ -900,14 +853,14 @@ def projected(journal):
     files, runs, timed = {}, {}, set()
     for record in journal.records():
         fields = record.fields()
-        if record.flags & 1 and record.name == b"timed-jobs":
-            timed.add(record.position)
-        if record.flags & 1 and record.kind == 1 and fields:
-            runs[record.stream] = Run(record, fields["request"])
-        if record.kind == 7 and record.stream in timed and fields:
+        if record.name == b"timed-jobs":
+            timed.add(record.stream)
+        if fields and record.kind == 1 and record.flags & 1 and run_of(record):
+            runs[record.stream] = Run(run_of(record), record, fields["request"])
+        if fields and record.kind == 7 and record.stream in timed:
             path = f"timed-jobs/{time_text(record.created, 3)[:10]}.jsonl"
             files.setdefault(path, bytearray()).extend(fields["tick"].encode() + b"\n")
-        if record.stream in runs and fields:
+        if fields and record.stream in runs:
             runs[record.stream].take(record, fields, files)
     for run in runs.values():
         run.finish(files)
@@ -929,7 +882,7 @@ def print_log(journal):
     for record in journal.records():
         if record.flags & 1:
             runs[record.position] = run_of(record)
-        sys.stdout.write(log_line(record, runs.get(record.stream)) + "\n")
+        print(log_line(record, runs.get(record.stream)))
 
 
 def run(arguments):
@@ -957,7 +910,7 @@ def main(arguments):
     if not os.path.isdir(arguments[-1]):
         print(f"there is no directory {arguments[-1]}", file=sys.stderr)
         return 1
-    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+    sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     try:
         return run(arguments)
     except Unsupported as error:
