@@ -192,8 +192,8 @@ impl Reader {
     /// The segments up to the active one that cannot be opened.
     pub(crate) fn unreadable_segments(&mut self) -> Result<Vec<u64>> {
         let active = self.handle.active();
-        let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
-        let mut numbers = Vec::new();
+        let mut numbers: Vec<u64> = self.handle.end_damage.iter().map(|damage| damage.segment).collect();
+        let Some(view) = self.handle.view() else { return Ok(numbers) };
         for number in 1..active {
             if let Err(unopened) = view.open(number, crate::disk::Open::Read) {
                 unopened.into_damage(number)?;

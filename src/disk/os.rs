@@ -39,15 +39,10 @@ impl OsDisk {
                 // The umask may have taken bits away that the owner needs.
                 fs::chmod(path, DIR_MODE)
                     .map_err(|e| Error::io(format!("setting the mode of {}", path.display()), e.into()))?;
-                let parent = match path.parent() {
-                    Some(parent) if !parent.as_os_str().is_empty() => parent,
-                    _ => Path::new("."),
-                };
-                let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-                fs::open(parent, flags, Mode::empty())
-                    .and_then(fs::fsync)
-                    .map_err(|e| Error::io(format!("syncing {}", parent.display()), e.into()))?;
+                sync_parent(path)?;
             }
+            // Whoever made it may have died before its name was durable.
+            Err(Errno::EXIST) if !path.join("journal").exists() => sync_parent(path)?,
             Err(Errno::EXIST) => {}
             Err(e) => {
                 return Err(Error::io(format!("making the data directory {}", path.display()), e.into()));
@@ -331,6 +326,18 @@ impl File for OsFile {
     fn drop_cache(&self) -> Result<()> {
         fs::fadvise(&self.fd, 0, None, fs::Advice::DontNeed).map_err(|e| self.error("advising on", e))
     }
+}
+
+/// Makes the name of a directory durable.
+fn sync_parent(path: &Path) -> Result<()> {
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    fs::open(parent, flags, Mode::empty())
+        .and_then(fs::fsync)
+        .map_err(|e| Error::io(format!("syncing {}", parent.display()), e.into()))
 }
 
 /// The id the kernel gave this boot; zeros where it does not say.

@@ -58,7 +58,7 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
     let quarantined_bytes = opened.recovered.iter().map(|r| r.quarantined_bytes).sum();
     let kept = opened.recovered.iter().map(|r| r.kept_records).sum::<u64>() + opened.settled_records;
     let mut report = Report {
-        verdict: if opened.recovered.is_empty() { Verdict::Clean } else { Verdict::Torn },
+        verdict: if quarantined_bytes > 0 || kept > 0 { Verdict::Torn } else { Verdict::Clean },
         quarantined_bytes,
         kept_records: kept,
         interrupted: Vec::new(),
@@ -186,38 +186,60 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Checks the files of every run with records behind `cache/projected`, and repairs them.
+/// Checks the files of every run with records behind `cache/projected`, and repairs them. What
+/// cannot be repaired is reported and stops nothing: the journal has every record.
 fn repair_files(engine: &Engine, report: &mut Report) -> Result<()> {
     let mut log = engine.log()?;
     let disk = std::sync::Arc::clone(&engine.world().disk);
     let before = read_projected(&*disk, &log.journal_id()).min(log.durable());
     let mut reached = log.reader.sealed_upto();
     for (stream, last) in log.reader.streams_after(before)? {
-        let run = log.run_of(stream)?;
-        let folder = run.as_ref().map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
-        if run.is_none() && log.find(TICKS_STREAM)? != Some(stream) {
-            continue;
-        }
-        if looks_right(&*disk, &folder, last) {
-            continue;
-        }
-        let lock = if is_recorded(&mut log, stream)? { None } else { lock_folder(&*disk, &folder)? };
-        let Some(_lock) = lock else {
-            // Its recorder is at work; what it has not published is not projected.
-            reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
-            continue;
-        };
-        let rebuilt = rebuild_stream(&mut log, stream, true)?;
-        report.rewritten_files += rebuilt.rewritten;
-        if rebuilt.damaged {
-            report.damaged_runs.extend(run.map(|run| run.name));
+        match repair_stream(&mut log, &*disk, stream, last) {
+            Ok(Repaired::Fine) => {}
+            Ok(Repaired::Rewritten(files)) => report.rewritten_files += files,
+            Ok(Repaired::Damaged(name)) => report.damaged_runs.extend(name),
+            // What is not published is not projected.
+            Ok(Repaired::Live) => reached = reached.min(Position(stream.0.max(before.0 + 1) - 1)),
+            Err(error) => {
+                report.problems.push(format!("repairing files: {error}"));
+                reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
+            }
         }
     }
     if reached > before {
-        disk.sync_all()?;
-        write_projected(&*disk, &log.journal_id(), reached)?;
+        let kept = disk.sync_all().and_then(|()| write_projected(&*disk, &log.journal_id(), reached));
+        if let Err(error) = kept {
+            report.problems.push(format!("noting what is projected: {error}"));
+        }
     }
     Ok(())
+}
+
+/// What became of the files of one stream.
+enum Repaired {
+    Fine,
+    Rewritten(u64),
+    Damaged(Option<RunName>),
+    /// They are being published by the run's recorder.
+    Live,
+}
+
+fn repair_stream(log: &mut Log, disk: &dyn Disk, stream: StreamId, last: Position) -> Result<Repaired> {
+    let run = log.run_of(stream)?;
+    let folder = run.as_ref().map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
+    let nobodys = run.is_none() && log.find(TICKS_STREAM)? != Some(stream);
+    if nobodys || looks_right(disk, &folder, last) {
+        return Ok(Repaired::Fine);
+    }
+    let lock = if is_recorded(log, stream)? { None } else { lock_folder(disk, &folder)? };
+    let Some(_lock) = lock else { return Ok(Repaired::Live) };
+    // What its recorder did before it gave the lock back has to be seen.
+    log.refresh()?;
+    let rebuilt = rebuild_stream(log, stream, true)?;
+    if rebuilt.damaged {
+        return Ok(Repaired::Damaged(run.map(|run| run.name)));
+    }
+    Ok(Repaired::Rewritten(rebuilt.rewritten))
 }
 
 /// Whether the recorder of a run is alive, so that its files are its own to publish: also in the
@@ -259,6 +281,8 @@ pub(super) fn rebuild_unless_live(log: &mut Log, stream: StreamId, write: bool) 
     if lock.is_none() && (write || there) {
         return Ok(None);
     }
+    // What its recorder did before it gave the lock back has to be seen.
+    log.refresh()?;
     rebuild_stream(log, stream, write).map(Some)
 }
 

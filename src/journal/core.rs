@@ -442,6 +442,7 @@ impl Core {
 
     /// Seals the active segment with its footer and makes the next one.
     fn roll(&mut self) -> Result<()> {
+        self.check_name()?;
         self.guard(|core| {
             core.mark.set_busy(Phase::Rolling, core.clock.now())?;
             let (salt, max) = (core.entropy.number()?, core.options.max_capacity);
@@ -481,6 +482,21 @@ impl Core {
                 ))
             }
         }
+    }
+
+    /// Whether the segment that is written to still has its name: somebody may have removed it.
+    pub(super) fn check_name(&mut self) -> Result<()> {
+        let disk = Arc::clone(&self.disk);
+        let segment = &self.view()?.segment;
+        let (open, name) = (segment.file.stat()?, file_name(segment.number()));
+        let named = disk.stat(&name)?;
+        if named.is_some_and(|named| (named.device, named.inode) == (open.device, open.inode)) {
+            return Ok(());
+        }
+        let number = segment.number();
+        let reason = format!("{name} was removed or replaced while it was written to");
+        let lost = (segment.header.first_position, self.view()?.spot.position);
+        Err(with_way_on(super::Damage::new(number, 0, reason).losing(lost.0, lost.1).to_error()))
     }
 
     pub(super) fn is_poisoned(&self) -> bool {

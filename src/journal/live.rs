@@ -46,7 +46,11 @@ impl Alive {
 
     /// Ends it in order: nothing of this recorder is left to be recovered.
     pub(crate) fn end(self) -> Result<()> {
-        self.journal.locked(|core| core.disk.remove(&self.name))
+        self.journal.locked(|core| {
+            let named = core.check_name();
+            let removed = core.disk.remove(&self.name);
+            named.and(removed)
+        })
     }
 }
 

@@ -25,7 +25,7 @@ fn lock_name() -> String {
     format!("{FOLDER}/lock")
 }
 
-fn mark_name() -> String {
+pub(super) fn mark_name() -> String {
     format!("{FOLDER}/mark")
 }
 
@@ -308,7 +308,9 @@ pub(crate) fn own_pid() -> u32 {
 
 /// Makes the mark file with its full length, so that its blocks are never allocated under load.
 pub(crate) fn create_mark(disk: &dyn Disk) -> Result<MarkFile> {
-    let file = disk.open(&mark_name(), Open::WriteOrCreate)?;
+    let file = disk
+        .open(&mark_name(), Open::WriteOrCreate)
+        .map_err(|error| error.hint("Nothing is lost with the mark: move it away, and it is made anew."))?;
     if file.stat()?.len < MARK_LEN {
         file.set_len(MARK_LEN)?;
     }

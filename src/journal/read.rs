@@ -139,17 +139,15 @@ impl ReadHandle {
         let newest = newest(&*self.disk)?.unwrap_or(0);
         self.end_damage.clear();
         self.incomplete = None;
-        let mut number = newest;
-        let segment = loop {
-            if number == 0 {
-                break None;
-            }
+        let mut segment = None;
+        for number in segment::list(&*self.disk)?.into_iter().rev() {
             let own = |s: &Segment| !is_foreign(&*self.disk, mark, s);
-            match self.openable(number)?.filter(own) {
-                Some(segment) => break Some(segment),
-                None => number -= 1,
+            segment = self.openable(number)?.filter(own);
+            if segment.is_some() {
+                break;
             }
-        };
+        }
+        let number = segment.as_ref().map_or(0, Segment::number);
         let Some(segment) = segment else {
             self.view = None;
             if newest.max(named) > 0 {
@@ -399,6 +397,10 @@ impl Walker {
         self.number += 1;
         let Some(view) = handle.view() else { return Ok(damage) };
         let next = (number + 1..=view.segment.number()).find_map(|n| view.open(n, Open::Read).ok());
+        if let Some(next) = &next {
+            // Those between are as unreadable, and are named by what is lost with all of them.
+            self.number = next.number();
+        }
         let upto = next.as_ref().map_or(view.spot.position, |s| Position(s.header.first_position.0 - 1));
         let mut damage = damage.losing(Position(self.last.0 + 1), upto);
         if let Some(next) = next {

@@ -27,7 +27,7 @@ use crate::format::{
 };
 use crate::position::Position;
 
-const QUARANTINE: &str = "journal/quarantine";
+pub(super) const QUARANTINE: &str = "journal/quarantine";
 
 /// What the newest segment holds.
 #[derive(Debug)]

@@ -101,6 +101,11 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
     }
     found.damage.extend(handle.end_damage.iter().cloned());
     found.damage.sort_by_key(|d| (d.segment, d.offset));
+    if let Some(stat) = disk.stat(&super::mark::mark_name())?.filter(|stat| stat.kind != Kind::File) {
+        let reason =
+            format!("the mark is {}; remove it, and the next writer makes it anew", stat.kind.describe());
+        found.damage.push(Damage::new(0, 0, reason));
+    }
     for slot in handle.damaged_slots()? {
         found.notes.push(format!("slot {slot} of the mark is damaged; the next writer writes it anew"));
     }

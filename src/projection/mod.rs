@@ -161,7 +161,9 @@ impl RunFold {
             }
             Body::Lifecycle(event) => {
                 let line = worker_line(stamp.created_at, event);
-                self.tail.push(LogFile::Worker, &line);
+                if self.keeps_tail {
+                    self.tail.push(LogFile::Worker, &line);
+                }
                 self.state.last_event_seq = Some(stamp.seq.0);
                 self.started |= event.event == event::WORKER_STARTED;
                 self.exited |= event.event == event::WORKER_EXITED;

@@ -286,7 +286,13 @@ pub fn record_process(
                 recorder
             })
             .map_err(|e| Error::io("starting the journal thread", e));
-        let watched = watch(&mut child, clock, &pipeline, output, cancel, options, &limits);
+        let watched = match &journal {
+            Ok(_) => watch(&mut child, clock, &pipeline, output, cancel, options, &limits),
+            Err(_) => Err(Error::new(ErrorKind::Retry, "the worker's output cannot be journaled")),
+        };
+        if watched.is_err() {
+            end_at_once(&mut child, options.own_group);
+        }
         pipeline.close();
         let recorder =
             journal?.join().map_err(|_| Error::new(ErrorKind::Reopen, "the journal thread panicked"))?;
@@ -321,8 +327,7 @@ pub fn record_process(
 }
 
 fn failed_in_mid_run(error: Error, ended: &Ended) -> Error {
-    let kind = error.kind();
-    Error::new(kind, format!("{error}; the worker ended with {}", ended.status))
+    Error::new(ErrorKind::Reopen, format!("{error}; the worker ended with {}", ended.status))
         .hint("What was acknowledged before is safe. Opening the journal again ends this run as interrupted.")
 }
 
@@ -463,6 +468,15 @@ fn watch(
         if watch.stop.is_some_and(|at| since(at) >= limits.grace_ms) {
             send(Signal::KILL);
         }
+    }
+}
+
+/// Ends a worker that cannot be watched: it must not be left without a recorder.
+fn end_at_once(child: &mut Child, group: bool) {
+    if let Ok(None) = child.try_wait() {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        signal_worker(pid, group, Signal::KILL);
+        let _ = child.wait();
     }
 }
 

@@ -150,7 +150,7 @@ impl End {
 }
 
 /// What came of a run.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RunResult {
     /// How it ended.
     pub outcome: Outcome,
@@ -164,6 +164,9 @@ pub struct RunResult {
     pub duration_ms: u64,
     /// What its log consists of.
     pub counts: Counts,
+    /// Why its files may lag behind the journal, which has every record: `runwal rebuild`, or
+    /// opening the journal again, makes them right.
+    pub publish_error: Option<Error>,
 }
 
 /// Records one run. Dropped without [`finish`](Self::finish), the run stays open until the engine
@@ -175,10 +178,12 @@ pub struct Recorder {
     stream: StreamId,
     fold: RunFold,
     last: Receipt,
+    published: Result<()>,
 }
 
 impl Recorder {
-    /// Prepares a run: its first records are durable and its files exist on return.
+    /// Prepares a run: its first records are durable on return, and its files exist, if they can be
+    /// made. That they cannot stops nothing; the result of the run tells.
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] where a run of this name exists; nothing was written then.
@@ -213,8 +218,15 @@ impl Recorder {
         let then = first_records(&run, request.term, created, &fold)?;
         let receipt = engine.begin_run(&run, Some(created), request.term, &then)?;
         then.iter().for_each(|record| preview(&mut fold, record, now));
-        engine.wait_published(&receipt)?;
-        Ok(Self { engine: engine.clone(), name: run.name, stream: receipt.stream, fold, last: receipt })
+        let published = engine.wait_published(&receipt);
+        Ok(Self {
+            engine: engine.clone(),
+            name: run.name,
+            stream: receipt.stream,
+            fold,
+            last: receipt,
+            published,
+        })
     }
 
     /// Task and run.
@@ -325,10 +337,12 @@ impl Recorder {
         let ending = Ending { event, level, status, summary: summary.clone(), exit_code, data };
         let records = ending_records(&self.fold, now, before, ending);
         let receipt = self.append(records)?;
-        self.engine.wait_published(&receipt)?;
+        let published = std::mem::replace(&mut self.published, Ok(()));
+        let publish_error = published.and(self.engine.wait_published(&receipt)).err();
         let started = self.fold.state().started_at.unwrap_or(now);
         let counts = *self.fold.counts();
-        Ok(RunResult { outcome, ok, exit_code, summary, duration_ms: now.millis_since(started), counts })
+        let duration_ms = now.millis_since(started);
+        Ok(RunResult { outcome, ok, exit_code, summary, duration_ms, counts, publish_error })
     }
 
     /// The last receipt.

@@ -445,7 +445,7 @@ fn a_hostile_directory_is_an_error_or_a_word_never_a_hang() {
                 fs::remove_file(&mark).unwrap();
                 assert!(Command::new("mkfifo").arg(mark).status().unwrap().success());
             }),
-            0,
+            3,
         ),
         (
             "foreign names",
@@ -831,4 +831,62 @@ fn when_the_journal_fails_the_worker_goes_on_and_the_end_says_so() {
     assert_eq!(ends.matches(" step_").count(), 1, "{ends}");
     place.ends(0, &["verify", "--deep"]);
     assert_eq!(text(&place.ends(0, &["output", "t/before"]).stdout), "kept\n");
+}
+
+#[test]
+fn a_journal_removed_while_it_is_written_is_told() {
+    let place = Place::new();
+    let script = format!("rm {}; echo x", place.segment(1).display());
+    let output = place.record("r", &script);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(text(&output.stderr).contains("removed"), "{output:?}");
+    for args in [&["verify"][..], &["runs"], &["info"], &["rebuild"], &["log"]] {
+        place.ends(3, args);
+    }
+    assert_eq!(place.record("b", "true").status.code(), Some(125));
+    place.ends(0, &["recover", "--accept-damage"]);
+    assert_eq!(place.record("b", "true").status.code(), Some(0));
+}
+
+#[test]
+fn files_that_cannot_be_written_stop_no_recording() {
+    let place = Place::new();
+    place.record("a", "echo one");
+    let state = place.data().join("runs/t/a/state.json");
+    fs::remove_file(&state).unwrap();
+    // A folder in which nothing can be made, also not by root: a file stands where the cache is,
+    // and another where the run's folder should be, over and over.
+    let script = format!("rm -r {0}; echo two", place.data().join("runs").display());
+    let output = place.record("b", &script);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "two\n".to_owned()), "{output:?}");
+    place.ends(0, &["rebuild"]);
+    place.ends(0, &["rebuild", "--check"]);
+    assert_eq!(fs::read(place.data().join("runs/t/b/stdout.log")).unwrap(), b"two\n");
+}
+
+#[test]
+fn a_stray_file_with_a_far_name_is_told_and_set_aside() {
+    let place = Place::new();
+    place.record("a", "echo one");
+    fs::write(place.data().join("journal/3000000000.seg"), "").unwrap();
+    fs::remove_file(place.data().join("journal/mark")).unwrap();
+    place.ends(3, &["verify"]);
+    assert_eq!(place.record("b", "true").status.code(), Some(125));
+    place.ends(0, &["recover", "--accept-damage"]);
+    assert_eq!(place.record("b", "true").status.code(), Some(0));
+    place.ends(0, &["verify", "--deep"]);
+    assert!(place.segment(2).exists() || !place.segment(3).exists());
+}
+
+#[test]
+fn the_last_lines_backwards_are_the_last_lines() {
+    let place = Place::new();
+    place.record("a", "seq 50");
+    let all: Vec<String> = text(&place.ends(0, &["log"]).stdout).lines().map(str::to_owned).collect();
+    let mut last: Vec<String> =
+        text(&place.ends(0, &["log", "-r", "-n", "3"]).stdout).lines().map(str::to_owned).collect();
+    last.reverse();
+    assert_eq!(last, all[all.len() - 3..]);
+    let cursor = format!("{}:{}", "0".repeat(32), u64::MAX);
+    place.ends(2, &["log", "--after-cursor", &cursor]);
 }

@@ -19,8 +19,7 @@ fn every_crash_keeps_the_promises() {
         bounds = Bounds { only: Some(case), image_stride: 1, open_stride: 1, stride: 1, ..bounds };
     }
     let workload = set("RUNWAL_WORKLOAD");
-    let wanted: Vec<_> =
-        ALL.iter().filter(|w| workload.as_ref().is_none_or(|name| name == w.name)).collect();
+    let wanted: Vec<_> = ALL.iter().filter(|w| workload.as_ref().is_none_or(|name| name == w.name)).collect();
     let next = AtomicUsize::new(0);
     let total = Mutex::new(Explored::default());
     std::thread::scope(|scope| {

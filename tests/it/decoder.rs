@@ -11,9 +11,13 @@ use runwal::record::{
     Status, Tick,
 };
 use runwal::run::{End, Outcome, Recorder, RunRequest};
-use std::path::Path;
-use std::sync::Arc;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// 2026-03-22T00:13:40.123456789Z.
 const START: i64 = 1_774_138_420_123_456_789;
@@ -180,27 +184,751 @@ fn rich_journal(dir: &Path) {
     engine.close().unwrap();
 }
 
-#[test]
-fn export() {
-    let dir = std::env::var("EXPORT").unwrap();
-    rich_journal(Path::new(&dir));
-    small(&std::path::PathBuf::from(format!("{dir}-other")), 77, 14);
-    let diverge = std::path::PathBuf::from(format!("{dir}-a"));
-    small(&diverge, 5, 6);
-    let b = std::path::PathBuf::from(format!("{dir}-b"));
-    assert!(std::process::Command::new("cp").arg("-r").arg(&diverge).arg(&b).status().unwrap().success());
-    small(&diverge, 6, 16);
-    small(&b, 7, 16);
-}
-fn small(dir: &Path, seed: u64, n: u64) {
+/// Short runs, so that segments of 4 KiB fill quickly.
+fn short_runs(dir: &Path, seed: u64, count: u64) {
     let clock = Arc::new(ManualClock::new(Time(START)));
-    let (engine, _) = Engine::open_in(world(dir, &clock, seed), options(4096)).unwrap();
-    for i in 0..n {
+    let (engine, _) = Engine::open_in(world(dir, &clock, seed), options(4 << 10)).unwrap();
+    for n in 0..count {
         clock.advance(Duration::from_millis(17));
-        let mut run =
-            Recorder::prepare(&engine, RunRequest::new(id("T"), id(&format!("{seed}-{i}")), id("s")))
-                .unwrap();
+        let request = RunRequest::new(id("T"), id(&format!("{seed}-{n}")), id("s"));
+        let mut run = Recorder::prepare(&engine, request).unwrap();
         run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
     }
     engine.close().unwrap();
+}
+
+// --- The two decoders, side by side ---
+
+/// The Python to run; a word instead where there is none.
+fn python() -> Option<&'static Path> {
+    static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let asked =
+            std::process::Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
+        let path = String::from_utf8(asked.ok().filter(|o| o.status.success())?.stdout).ok()?;
+        Some(PathBuf::from(path.trim()))
+    };
+    let found = PYTHON.get_or_init(find).as_deref();
+    if found.is_none() {
+        println!("skipped: there is no python3");
+    }
+    found
+}
+
+/// Runs a program; one that does not end within 20 s is killed, which shows as no exit code.
+fn run(program: &Path, arguments: &[&std::ffi::OsStr]) -> Output {
+    let mut command = assert_cmd::Command::new(program);
+    command.args(arguments).env_remove("RUNWAL_DIR").timeout(Duration::from_secs(20)).output().unwrap()
+}
+
+/// The first decoder.
+fn first(dir: &Path, arguments: &[&str]) -> Output {
+    let mut all: Vec<&std::ffi::OsStr> = arguments.iter().map(std::ffi::OsStr::new).collect();
+    all.extend([std::ffi::OsStr::new("--dir"), dir.as_os_str()]);
+    run(Path::new(env!("CARGO_BIN_EXE_runwal")), &all)
+}
+
+/// The second decoder.
+fn second(dir: &Path, arguments: &[&std::ffi::OsStr]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/decoder/runwal_decode.py");
+    let mut all = vec![std::ffi::OsStr::new("-IS"), script.as_os_str()];
+    all.extend(arguments);
+    all.push(dir.as_os_str());
+    let output = run(python().unwrap(), &all);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("Traceback"), "{}: {said}", dir.display());
+    output
+}
+
+/// What the two say differently about a directory; nothing where they agree.
+fn differences(dir: &Path, lines: bool) -> Vec<String> {
+    let mut found = verify_differences(dir, true);
+    if lines {
+        found.extend(line_differences(dir));
+    }
+    found
+}
+
+/// Verdict, counts and, if asked for, the list of damage.
+fn verify_differences(dir: &Path, places: bool) -> Vec<String> {
+    let (one, two) = (first(dir, &["verify", "-o", "json"]), second(dir, &["--verify".as_ref()]));
+    if one.status.code() != two.status.code() {
+        let said = String::from_utf8_lossy(&one.stderr).into_owned();
+        return vec![format!("exit code {:?}, second {:?}; {said}", one.status.code(), two.status.code())];
+    }
+    if one.status.code() == Some(6) {
+        return Vec::new();
+    }
+    let parsed = |o: &Output| serde_json::from_slice::<serde_json::Value>(&o.stdout).unwrap();
+    let (one, two) = (parsed(&one), parsed(&two));
+    let keys = ["verdict", "records", "batches", "segments", "bytes", "durable"];
+    let differing = keys.iter().filter(|key| one[**key].is_null() || one[**key] != two[**key]);
+    let mut found: Vec<String> =
+        differing.map(|key| format!("{key} {}, second {}", one[*key], two[*key])).collect();
+    if places && damage(&one) != damage(&two) {
+        found.push(format!("damage {}, second {}", one["damage"], two["damage"]));
+    }
+    found
+}
+
+/// The places of the damage: segment, offset, from, to, accepted. FORMAT.md names no order.
+fn damage(report: &serde_json::Value) -> Vec<[String; 5]> {
+    let place =
+        |d: &serde_json::Value| ["segment", "offset", "from", "to", "accepted"].map(|key| d[key].to_string());
+    let mut places: Vec<_> = report["damage"].as_array().unwrap().iter().map(place).collect();
+    places.sort();
+    places.dedup();
+    places
+}
+
+/// The records, byte for byte; the first line that differs.
+fn line_differences(dir: &Path) -> Option<String> {
+    let one = first(dir, &["log", "-o", "json"]).stdout;
+    let two = second(dir, &[]).stdout;
+    let one: Vec<Vec<u8>> = one.split(|b| *b == b'\n').map(without_cursor).collect();
+    let two: Vec<&[u8]> = two.split(|b| *b == b'\n').collect();
+    let at =
+        (0..one.len().max(two.len())).find(|i| one.get(*i).map(Vec::as_slice) != two.get(*i).copied())?;
+    let shown = |line: Option<&[u8]>| {
+        line.map_or("none".into(), |l| String::from_utf8_lossy(&l[..l.len().min(300)]).into_owned())
+    };
+    let (left, right) = (shown(one.get(at).map(Vec::as_slice)), shown(two.get(at).copied()));
+    Some(format!(
+        "{} and {} lines; line {}:\n    {left}\n    second:\n    {right}",
+        one.len(),
+        two.len(),
+        at + 1
+    ))
+}
+
+/// A line of `runwal log -o json` as the second decoder prints it.
+fn without_cursor(line: &[u8]) -> Vec<u8> {
+    let key = b",\"cursor\":\"";
+    match line.windows(key.len()).rposition(|w| w == key) {
+        Some(at) => [&line[..at], b"}"].concat(),
+        None => line.to_vec(),
+    }
+}
+
+/// All files under some folders of a directory.
+fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    fn collect(root: &Path, dir: &Path, found: &mut std::collections::BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in std::fs::read_dir(dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(root, &path, found);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    let mut found = std::collections::BTreeMap::new();
+    ["runs", "timed-jobs"].iter().for_each(|part| collect(dir, &dir.join(part), &mut found));
+    found
+}
+
+/// The projected files of `dir` against those that the second decoder makes from its journal.
+fn assert_same_files(dir: &Path) {
+    let out = tempfile::tempdir().unwrap();
+    second(dir, &["--files".as_ref(), out.path().as_os_str()]);
+    let (one, two) = (files(dir), files(out.path()));
+    assert_eq!(one.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
+    for (path, bytes) in &one {
+        let shown = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        assert!(*bytes == two[path], "{}:\n{}\nsecond:\n{}", path.display(), shown(bytes), shown(&two[path]));
+    }
+}
+
+// --- Journals to damage ---
+
+/// A copy of a journal, whose mark counts (as if the damage came to the original) or does not.
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn new(from: &Path, own: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("journal")).unwrap();
+        for entry in std::fs::read_dir(from.join("journal")).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), dir.path().join("journal").join(entry.file_name())).unwrap();
+            }
+        }
+        let scratch = Self(dir);
+        if own {
+            scratch.adopt_mark();
+        }
+        scratch
+    }
+
+    fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn segment(&self, number: u64) -> PathBuf {
+        self.dir().join(format!("journal/{number:010}.seg"))
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.dir().join("journal/mark")
+    }
+
+    /// Writes the inode of the copied mark into it.
+    fn adopt_mark(&self) {
+        let inode = std::fs::metadata(self.mark()).unwrap().ino();
+        edit(&self.mark(), |mark| {
+            for at in [0, 512] {
+                if mark[at..at + 4] == *b"RWM1" {
+                    mark[at + 48..at + 56].copy_from_slice(&inode.to_le_bytes());
+                    let sum = crc32fast::hash(&mark[at..at + 128]);
+                    mark[at + 128..at + 132].copy_from_slice(&sum.to_le_bytes());
+                }
+            }
+        });
+    }
+
+    fn segments(&self) -> Vec<u64> {
+        (1..100).filter(|n| self.segment(*n).is_file()).collect()
+    }
+}
+
+/// Changes a file in place: its inode stays.
+fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).unwrap();
+    change(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Where the batches of a segment stand; its end as the last.
+fn batches(segment: &[u8]) -> Vec<usize> {
+    let mut found = vec![1024];
+    while let Some(&at) = found.last()
+        && segment.get(at..at + 4) == Some(b"RWB1")
+    {
+        let len = u32::from_le_bytes(segment[at + 8..at + 12].try_into().unwrap());
+        found.push(at + 116 + usize::try_from(len).unwrap());
+    }
+    found
+}
+
+/// The rich journal, made once.
+fn rich() -> &'static Path {
+    static MADE: OnceLock<TempDir> = OnceLock::new();
+    let made = MADE.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        rich_journal(dir.path());
+        dir
+    });
+    made.path()
+}
+
+/// Damages copies of the rich journal, in place and not, and compares.
+fn compare_damaged(cases: Vec<(String, Box<dyn Fn(&Scratch) + '_>)>) {
+    let mut failed = Vec::new();
+    for (name, damage) in &cases {
+        for own in [true, false] {
+            let scratch = Scratch::new(rich(), own);
+            damage(&scratch);
+            let found = differences(scratch.dir(), true);
+            if !found.is_empty() {
+                failed.push(format!(
+                    "{name}, {}: {}",
+                    if own { "in place" } else { "a copy" },
+                    found.join("\n    ")
+                ));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} differ:\n{}", failed.len(), 2 * cases.len(), failed.join("\n"));
+}
+
+fn case<'a>(name: impl Into<String>, damage: impl Fn(&Scratch) + 'a) -> (String, Box<dyn Fn(&Scratch) + 'a>) {
+    (name.into(), Box::new(damage))
+}
+
+// --- Whole journals ---
+
+#[test]
+fn both_decoders_read_a_rich_journal_alike() {
+    let Some(_) = python() else { return };
+    for own in [true, false] {
+        let scratch = Scratch::new(rich(), own);
+        assert!(scratch.segments().len() >= 5, "several segments");
+        assert_eq!(differences(scratch.dir(), true), Vec::<String>::new());
+        assert!(first(scratch.dir(), &["rebuild"]).status.success());
+        assert!(files(scratch.dir()).len() > 50);
+        assert_same_files(scratch.dir());
+    }
+}
+
+#[test]
+fn both_decoders_read_what_the_tool_recorded_alike() {
+    let Some(_) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let script =
+        "printf 'a\\377\\n'; printf '\\342\\202' >&2; printf '\\254x' >&2; head -c 300000 /dev/zero; exit 3";
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\x1b \xe2\x82\xac");
+    for arguments in
+        [vec!["sh".as_ref(), "-c".as_ref(), script.as_ref(), odd], vec!["true".as_ref()], vec![odd]]
+    {
+        let mut command = assert_cmd::Command::cargo_bin("runwal").unwrap();
+        command.arg("run").arg("--dir").arg(dir.path()).args([
+            "--label",
+            "a=b\u{202e}",
+            "--record-env",
+            "ODD",
+        ]);
+        command.env("ODD", odd).arg("--").args(arguments).timeout(Duration::from_secs(20)).output().unwrap();
+    }
+    assert_eq!(differences(dir.path(), true), Vec::<String>::new());
+    assert_same_files(dir.path());
+}
+
+#[test]
+fn both_decoders_read_what_a_killed_recorder_left_alike() {
+    let Some(_) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let script = "echo before; sleep 0.3; kill -9 $PPID; echo after";
+    first(dir.path(), &["run", "--", "sh", "-c", script]);
+    assert_eq!(differences(dir.path(), true), Vec::<String>::new());
+    assert!(first(dir.path(), &["recover"]).status.success());
+    assert_eq!(differences(dir.path(), true), Vec::<String>::new());
+    assert_same_files(dir.path());
+}
+
+// --- Torn, flipped, cut ---
+
+#[test]
+fn both_decoders_judge_torn_ends_alike() {
+    let Some(_) = python() else { return };
+    let newest = |s: &Scratch| s.segment(*s.segments().last().unwrap());
+    let cut = |s: &Scratch, back: usize, more: i64| {
+        edit(&newest(s), |bytes| {
+            let all = batches(bytes);
+            bytes
+                .truncate(usize::try_from(i64::try_from(all[all.len() - 1 - back]).unwrap() + more).unwrap());
+        });
+    };
+    let mut cases = vec![
+        case("whole", |_| ()),
+        case("garbage", |s| edit(&newest(s), |b| b.extend(b"garbage"))),
+        case("half a batch behind", |s| edit(&newest(s), |b| b.extend_from_within(1024..1200))),
+        case("a batch of another place behind", |s| {
+            edit(&newest(s), |b| b.extend_from_within(1024..batches(b)[1]));
+        }),
+        case("zeros", |s| edit(&newest(s), |b| b.extend([0; 5000]))),
+        case("zeros, garbage", |s| edit(&newest(s), |b| b.extend([[0; 5000].as_slice(), b"x"].concat()))),
+        case("garbage behind a sealed one", |s| edit(&s.segment(3), |b| b.extend(b"garbage"))),
+        case("no mark", |s| std::fs::remove_file(s.mark()).unwrap()),
+        case("an empty mark", |s| edit(&s.mark(), Vec::clear)),
+        case("somebody died writing", |s| {
+            edit(&s.mark(), |b| b[1024..1032].copy_from_slice(b"RWZ1\x01\0\0\0"))
+        }),
+    ];
+    for back in 1..4 {
+        for more in [0, 1, 50, 116, 130] {
+            cases.push(case(format!("cut {more} bytes into the batch {back} before the end"), move |s| {
+                cut(s, back, more)
+            }));
+        }
+    }
+    compare_damaged(cases);
+}
+
+/// Places spread over a length: not all at the same distance, always the same.
+fn places(len: usize, count: usize) -> impl Iterator<Item = (usize, u8)> {
+    (0..count).map(move |i| {
+        let jitter = i.wrapping_mul(2_654_435_761) >> 7;
+        ((i * len / count + jitter % (len / count).max(1)).min(len - 1), 1 << (jitter % 8))
+    })
+}
+
+/// Flips bits of one file one after the other and compares.
+fn flip_differences(scratch: &Scratch, path: &Path, count: usize) -> Vec<String> {
+    let len = usize::try_from(std::fs::metadata(path).unwrap().len()).unwrap();
+    let mut failed = Vec::new();
+    for (i, (at, bit)) in places(len, count).enumerate() {
+        edit(path, |bytes| bytes[at] ^= bit);
+        let found = differences(scratch.dir(), i % 4 == 0);
+        if !found.is_empty() {
+            failed.push(format!("{} at {at}, bit {bit}: {}", path.display(), found.join("\n    ")));
+        }
+        edit(path, |bytes| bytes[at] ^= bit);
+    }
+    failed
+}
+
+#[test]
+fn both_decoders_judge_flipped_bits_alike() {
+    let Some(_) = python() else { return };
+    let failed = std::thread::scope(|scope| {
+        let workers: Vec<_> = [(true, 20), (false, 8)]
+            .map(|(own, count)| {
+                scope.spawn(move || {
+                    let scratch = Scratch::new(rich(), own);
+                    let flipped = |n: u64| flip_differences(&scratch, &scratch.segment(n), count);
+                    scratch.segments().into_iter().flat_map(flipped).collect::<Vec<_>>()
+                })
+            })
+            .into_iter()
+            .collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn both_decoders_judge_flipped_bits_of_headers_and_mark_alike() {
+    let Some(_) = python() else { return };
+    let scratch = Scratch::new(rich(), true);
+    let mut cases: Vec<(PathBuf, usize)> = Vec::new();
+    for at in [
+        0, 5, 9, 20, 50, 60, 75, 85, 100, 120, 130, 515, 530, 560, 580, 600, 640, 1024, 1040, 1060, 2000,
+        4095,
+    ] {
+        cases.push((scratch.mark(), at));
+    }
+    for number in [1, 4, 6] {
+        let header = [0, 8, 10, 33, 50, 66, 80, 300, 508, 512, 520, 700, 1020];
+        let batch = [0, 4, 6, 9, 13, 17, 22, 26, 34, 42, 50, 90, 113, 116, 117].map(|at| 1024 + at);
+        cases.extend(header.into_iter().chain(batch).map(|at| (scratch.segment(number), at)));
+    }
+    let mut failed = Vec::new();
+    for (path, at) in cases {
+        edit(&path, |bytes| bytes[at] ^= 4);
+        let found = differences(scratch.dir(), false);
+        if !found.is_empty() {
+            failed.push(format!("{} at {at}: {}", path.display(), found.join("\n    ")));
+        }
+        edit(&path, |bytes| bytes[at] ^= 4);
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn both_decoders_judge_cut_files_alike() {
+    let Some(_) = python() else { return };
+    let mut cases = Vec::new();
+    for number in [1, 3, 5, 6] {
+        for len in [0, 100, 512, 1000, 1024, 1030, 1200, 4000, 7000, 7900] {
+            cases.push(case(format!("segment {number} cut to {len}"), move |s: &Scratch| {
+                edit(&s.segment(number), |bytes| bytes.truncate(len));
+            }));
+        }
+    }
+    for (number, from, len) in
+        [(2, 1024, 10), (2, 2000, 3000), (4, 1500, 9000), (6, 1024, 500), (6, 3000, 64), (6, 7000, 5000)]
+    {
+        cases.push(case(format!("segment {number} from {from}, {len} zeros"), move |s: &Scratch| {
+            edit(&s.segment(number), |bytes| {
+                let end = bytes.len().min(from + len);
+                bytes[from..end].fill(0);
+            });
+        }));
+    }
+    compare_damaged(cases);
+}
+
+// --- Segments that are gone or others ---
+
+#[test]
+fn both_decoders_judge_missing_and_strange_segments_alike() {
+    let Some(_) = python() else { return };
+    let other = tempfile::tempdir().unwrap();
+    short_runs(other.path(), 77, 14);
+    let other = Scratch::new(other.path(), false);
+    let remove = |s: &Scratch, n| std::fs::remove_file(s.segment(n)).unwrap();
+    let copy = |s: &Scratch, from: u64, to: u64| drop(std::fs::copy(s.segment(from), s.segment(to)).unwrap());
+    let foreign = |s: &Scratch, n| drop(std::fs::copy(other.segment(n), s.segment(n)).unwrap());
+    let mut cases = Vec::new();
+    for n in [1, 2, 3, 5, 6] {
+        cases.push(case(format!("segment {n} missing"), move |s: &Scratch| remove(s, n)));
+        cases.push(case(format!("segment {n} of another journal"), move |s: &Scratch| foreign(s, n)));
+    }
+    for (a, b) in [(1, 2), (2, 5), (5, 6), (1, 6)] {
+        cases.push(case(format!("{a} and {b} swapped"), move |s: &Scratch| {
+            let (one, two) = (std::fs::read(s.segment(a)).unwrap(), std::fs::read(s.segment(b)).unwrap());
+            std::fs::write(s.segment(a), two).unwrap();
+            std::fs::write(s.segment(b), one).unwrap();
+        }));
+    }
+    for (from, to) in [(2, 3), (3, 2), (5, 6), (6, 7), (1, 7), (6, 9), (6, 1)] {
+        cases.push(case(format!("{from} again as {to}"), move |s: &Scratch| copy(s, from, to)));
+    }
+    for n in [1, 3, 6] {
+        cases.push(case(format!("{n} is a link"), move |s: &Scratch| {
+            std::fs::rename(s.segment(n), s.dir().join("journal/else")).unwrap();
+            std::os::unix::fs::symlink("else", s.segment(n)).unwrap();
+        }));
+        cases.push(case(format!("{n} is a directory"), move |s: &Scratch| {
+            remove(s, n);
+            std::fs::create_dir(s.segment(n)).unwrap();
+        }));
+    }
+    cases.push(case("other files", |s| {
+        for name in ["1.seg", "00000000002.seg", "0000000000.seg", "0000000001.SEG", "tmp-1", "spare-1", "x"]
+        {
+            std::fs::copy(s.segment(1), s.dir().join("journal").join(name)).unwrap();
+        }
+    }));
+    compare_damaged(cases);
+}
+
+#[test]
+fn both_decoders_tell_a_diverged_copy() {
+    let Some(_) = python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    short_runs(dir.path(), 5, 6);
+    let fork = Scratch::new(dir.path(), false);
+    short_runs(dir.path(), 6, 8);
+    short_runs(fork.dir(), 7, 8);
+    let differs = |n: &u64| {
+        std::fs::read(fork.segment(*n)).unwrap()
+            != std::fs::read(Scratch::new(dir.path(), true).segment(*n)).unwrap()
+    };
+    let numbers = fork.segments();
+    let begin = *numbers.iter().find(|n| differs(n)).unwrap();
+    for n in [begin, begin + 1, begin + 3] {
+        for own in [true, false] {
+            let scratch = Scratch::new(dir.path(), own);
+            std::fs::copy(fork.segment(n), scratch.segment(n)).unwrap();
+            assert_eq!(
+                differences(scratch.dir(), true),
+                Vec::<String>::new(),
+                "segment {n} of {begin} and up, {own}"
+            );
+        }
+    }
+}
+
+#[test]
+fn both_decoders_read_what_recovery_made_alike() {
+    let Some(_) = python() else { return };
+    let mut failed = Vec::new();
+    let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 5] = [
+        ("garbage", &|b| b.extend(b"garbage")),
+        ("a cut batch", &|b| b.truncate(batches(b)[batches(b).len() - 2] + 130)),
+        ("a broken body", &|b| {
+            let at = batches(b)[4] + 130;
+            b[at] ^= 1;
+        }),
+        ("a broken header", &|b| {
+            let at = batches(b)[4] + 13;
+            b[at] ^= 1;
+        }),
+        ("no batch", &|b| b.truncate(1024)),
+    ];
+    for (name, damage) in damages {
+        for own in [true, false] {
+            let scratch = Scratch::new(rich(), own);
+            edit(&scratch.segment(6), damage);
+            first(scratch.dir(), &["recover", "--accept-damage"]);
+            let accepted = differences(scratch.dir(), true);
+            first(scratch.dir(), &["run", "--", "true"]);
+            failed.extend(
+                accepted
+                    .into_iter()
+                    .chain(differences(scratch.dir(), true))
+                    .map(|d| format!("{name}, {own}: {d}")),
+            );
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+// --- Journals whose checksums are right ---
+
+/// Puts a segment header's checksums right.
+fn seal_header(bytes: &mut [u8]) {
+    for at in [0, 512] {
+        let sum = crc32fast::hash(&bytes[at..at + 508]);
+        bytes[at + 508..at + 512].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
+/// Changes the header in both copies.
+fn rewrite_header(path: &Path, at: usize, field: &[u8]) {
+    edit(path, |bytes| {
+        for copy in [0, 512] {
+            bytes[copy + at..copy + at + field.len()].copy_from_slice(field);
+        }
+        seal_header(bytes);
+    });
+}
+
+/// What is put right behind a change.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Right {
+    Sums,
+    Digest,
+    Chain,
+}
+
+/// Changes batch `index`, puts its checksums right, and more if asked for: with `Chain`, of all behind it.
+fn rewrite_batch(path: &Path, index: usize, right: Right, change: impl Fn(&mut [u8])) {
+    edit(path, |bytes| {
+        let all = batches(bytes);
+        let start = all[index];
+        let chain_at = if index == 0 { 88 } else { all[index - 1] + 80 };
+        let mut chain: [u8; 32] = bytes[chain_at..chain_at + 32].try_into().unwrap();
+        change(&mut bytes[start..all[index + 1]]);
+        let end = if right == Right::Chain { all.len() - 1 } else { index + 1 };
+        for window in all[index..=end].windows(2) {
+            chain = seal_batch(bytes, window[0], window[1], right, &chain);
+        }
+    });
+}
+
+/// Puts a batch's sums right; gives the chain hash after it.
+fn seal_batch(bytes: &mut [u8], at: usize, end: usize, right: Right, chain: &[u8]) -> [u8; 32] {
+    let sum = crc32fast::hash(&bytes[at + 116..end]);
+    bytes[at + 20..at + 24].copy_from_slice(&sum.to_le_bytes());
+    if right >= Right::Digest {
+        let digest = blake3::hash(&bytes[at + 116..end]);
+        bytes[at + 48..at + 80].copy_from_slice(digest.as_bytes());
+    }
+    if right == Right::Chain {
+        let linked = [
+            chain,
+            &bytes[at + 24..at + 32],
+            &bytes[at + 16..at + 20],
+            &bytes[at + 32..at + 40],
+            &bytes[at + 48..at + 80],
+        ];
+        let chain = blake3::hash(&linked.concat());
+        bytes[at + 80..at + 112].copy_from_slice(chain.as_bytes());
+    }
+    let place = u64::try_from(at).unwrap().to_le_bytes();
+    let sum = crc32fast::hash(&[&bytes[16..40], &bytes[48..56], &place, &bytes[at..at + 112]].concat());
+    bytes[at + 112..at + 116].copy_from_slice(&sum.to_le_bytes());
+    bytes[at + 80..at + 112].try_into().unwrap()
+}
+
+/// The last byte of a batch is one of the last record's payload.
+fn change_last(batch: &mut [u8]) {
+    let last = batch.len() - 1;
+    batch[last] ^= 1;
+}
+
+#[test]
+fn both_decoders_tell_a_body_or_chain_that_was_changed() {
+    let Some(_) = python() else { return };
+    for own in [true, false] {
+        for number in [2, 5, 6] {
+            for (right, index) in [(Right::Sums, 0), (Right::Sums, 3), (Right::Sums, 5)] {
+                let scratch = Scratch::new(rich(), own);
+                rewrite_batch(&scratch.segment(number), index, right, change_last);
+                assert_eq!(
+                    verify_differences(scratch.dir(), true),
+                    Vec::<String>::new(),
+                    "body {index} of {number}, {own}"
+                );
+                assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(3));
+            }
+            for at in [80, 32] {
+                let scratch = Scratch::new(rich(), own);
+                rewrite_batch(&scratch.segment(number), 3, Right::Sums, |batch| batch[at] ^= 1);
+                assert_eq!(
+                    differences(scratch.dir(), true),
+                    Vec::<String>::new(),
+                    "byte {at} of a header in {number}, {own}"
+                );
+            }
+        }
+    }
+}
+
+/// FORMAT.md, "From segment to segment": "Its first chain hash is the last one of N".
+#[test]
+fn both_decoders_tell_a_sealed_segment_that_was_written_anew() {
+    let Some(_) = python() else { return };
+    for number in [1, 2, 5] {
+        let scratch = Scratch::new(rich(), true);
+        rewrite_batch(&scratch.segment(number), 3, Right::Chain, |batch| batch[32] ^= 1);
+        assert_eq!(verify_differences(scratch.dir(), false), Vec::<String>::new(), "segment {number}");
+        assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(3));
+    }
+}
+
+#[test]
+fn both_decoders_refuse_what_is_unsupported() {
+    let Some(_) = python() else { return };
+    for number in [1, 3, 6] {
+        for (at, value) in [(8, 2), (10, 1), (11, 128)] {
+            let scratch = Scratch::new(rich(), true);
+            rewrite_header(&scratch.segment(number), at, &[value]);
+            assert_eq!(verify_differences(scratch.dir(), true), Vec::<String>::new());
+            assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(6));
+        }
+        for (at, value) in [(4, 1), (4, 2), (5, 2), (7, 1)] {
+            let scratch = Scratch::new(rich(), true);
+            rewrite_batch(&scratch.segment(number), 4, Right::Sums, |batch| batch[at] = value);
+            assert_eq!(verify_differences(scratch.dir(), true), Vec::<String>::new());
+            assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(6));
+        }
+    }
+}
+
+/// Headers whose checksum is right and whose words are not.
+#[test]
+fn both_decoders_judge_lying_headers_alike() {
+    let Some(_) = python() else { return };
+    let mut failed = Vec::new();
+    let fields: &[(&str, usize, u64)] = &[
+        ("number", 32, 9),
+        ("epoch", 40, 99),
+        ("salt", 48, 1),
+        ("predecessor's salt", 56, 5),
+        ("no first position", 64, 0),
+        ("predecessor's end far away", 72, 1 << 63),
+        ("no footer", 80, 0),
+        ("footer of another length", 80, 77),
+        ("footer too long", 80, 1 << 62),
+        ("capacity over the limit", 128, 65 << 20),
+        ("capacity of nothing", 128, 0),
+        ("made in another time", 136, 1 << 63),
+        ("given up from", 144, 7),
+        ("given up to", 152, 7),
+    ];
+    for number in [1, 3, 6] {
+        for (name, at, value) in fields {
+            let scratch = Scratch::new(rich(), true);
+            rewrite_header(&scratch.segment(number), *at, &value.to_le_bytes());
+            let found = differences(scratch.dir(), true);
+            failed.extend(found.into_iter().map(|d| format!("{name} of {number}: {d}")));
+        }
+    }
+    let scratch = Scratch::new(rich(), true);
+    rewrite_header(&scratch.segment(6), 120, &1_000_000_u64.to_le_bytes());
+    failed.extend(differences(scratch.dir(), true).into_iter().map(|d| format!("born up to: {d}")));
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// What `verify` does not count, `log` does not print: digest or a record's checksum are wrong.
+#[test]
+fn both_decoders_print_only_what_is_valid() {
+    let Some(_) = python() else { return };
+    for right in [Right::Sums, Right::Chain] {
+        let scratch = Scratch::new(rich(), true);
+        rewrite_batch(&scratch.segment(6), 3, right, change_last);
+        assert_eq!(line_differences(scratch.dir()), None);
+        assert_eq!(verify_differences(scratch.dir(), true), Vec::<String>::new());
+    }
+}
+
+/// Segments that are missing one after the other are one damage; a name makes nobody count to it.
+#[test]
+fn both_decoders_tell_a_gap_once() {
+    let Some(_) = python() else { return };
+    let scratch = Scratch::new(rich(), true);
+    std::fs::remove_file(scratch.segment(3)).unwrap();
+    std::fs::remove_file(scratch.segment(4)).unwrap();
+    let near = differences(scratch.dir(), true);
+    let scratch = Scratch::new(rich(), false);
+    let far = 40_000_000_000_u64;
+    std::fs::rename(scratch.segment(6), scratch.segment(far)).unwrap();
+    rewrite_header(&scratch.segment(far), 32, &far.to_le_bytes());
+    edit(&scratch.segment(far), |bytes| bytes.truncate(1024));
+    let far = differences(scratch.dir(), true);
+    assert_eq!(near.into_iter().chain(far).collect::<Vec<_>>(), Vec::<String>::new());
 }

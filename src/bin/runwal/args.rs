@@ -53,8 +53,8 @@ pub(crate) enum Color {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// The data directory [default: the nearest .runwal upward, else ./.runwal]
-    #[arg(long, global = true, env = "RUNWAL_DIR", value_name = "DIR", help_heading = GLOBAL)]
+    /// The data directory [default: $RUNWAL_DIR, the nearest .runwal upward, or ./.runwal]
+    #[arg(long, global = true, value_name = "DIR", help_heading = GLOBAL)]
     dir: Option<PathBuf>,
     /// How to print
     #[arg(short = 'o', long = "format", global = true, value_name = "FORMAT", default_value = "short", help_heading = GLOBAL)]
@@ -96,6 +96,9 @@ impl Global {
         if let Some(dir) = &self.dir {
             return dir.clone();
         }
+        if let Some(dir) = std::env::var_os("RUNWAL_DIR").filter(|dir| !dir.is_empty()) {
+            return dir.into();
+        }
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
         here.ancestors()
             .map(|dir| dir.join(".runwal"))
@@ -126,13 +129,19 @@ impl Global {
     pub(crate) fn created(&self) -> Result<World, Failure> {
         const IGNORE: &str = ".gitignore";
         let world = World::create(&self.dir())?;
-        if world.disk.stat(IGNORE)?.is_none() {
-            match world.disk.open(IGNORE, runwal::disk::Open::CreateNew) {
+        match world.disk.stat(IGNORE)? {
+            Some(stat) if stat.len > 0 => return Ok(world),
+            // Left empty by a write that failed.
+            Some(_) => {
+                world.disk.open(IGNORE, runwal::disk::Open::Write)?.write_at(b"*\n", 0)?;
+                return Ok(world);
+            }
+            None => match world.disk.open(IGNORE, runwal::disk::Open::CreateNew) {
                 Ok(file) => file.write_at(b"*\n", 0)?,
                 // Another process makes the same directory at the same moment.
                 Err(_) if world.disk.stat(IGNORE)?.is_some() => {}
                 Err(error) => return Err(error.into()),
-            }
+            },
         }
         Ok(world)
     }

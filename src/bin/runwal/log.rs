@@ -47,7 +47,7 @@ impl Filter {
         let run = args.run.as_deref().map(|run| log.resolve(run)).transpose()?;
         let mut from = Position(1);
         if let Some(cursor) = &args.after_cursor {
-            from = Position(after_cursor(log, cursor)?.0 + 1);
+            from = Position(after_cursor(log, cursor)?.0.saturating_add(1));
         } else if let Some(run) = &run {
             from = Position(run.stream.0);
         }
@@ -153,7 +153,7 @@ pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
                         writeln!(out, "{line}")?;
                     } else {
                         held.push_back(line);
-                        if last.is_some_and(|last| held.len() > last) && !args.reverse {
+                        if last.is_some_and(|last| held.len() > last) {
                             held.pop_front();
                         }
                     }

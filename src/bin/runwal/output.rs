@@ -66,6 +66,9 @@ impl Sink {
 struct Harmless {
     state: Escape,
     sequence: Vec<u8>,
+    /// Bytes of a UTF-8 character that are still to come, and the ones there are.
+    to_come: u8,
+    character: Vec<u8>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -90,14 +93,42 @@ impl Harmless {
         out
     }
 
+    /// Bytes of 0x80 and above are passed on as whole UTF-8 characters only, and not those that are
+    /// control characters: terminals take them for the beginning of a command.
+    fn text(&mut self, byte: u8, out: &mut Vec<u8>) {
+        if self.to_come > 0 && (0x80..=0xbf).contains(&byte) {
+            self.character.push(byte);
+            self.to_come -= 1;
+            if self.to_come == 0 {
+                let control = matches!(self.character[..], [0xc2, 0x80..=0x9f]);
+                if !control && std::str::from_utf8(&self.character).is_ok() {
+                    out.extend_from_slice(&self.character);
+                }
+            }
+            return;
+        }
+        self.to_come = 0;
+        match byte {
+            0x1b => self.state = Escape::Begun,
+            b'\n' | b'\t' | b'\r' | 0x08 | 0x20..=0x7e => out.push(byte),
+            0xc2..=0xf4 => {
+                self.to_come = if byte < 0xe0 {
+                    1
+                } else if byte < 0xf0 {
+                    2
+                } else {
+                    3
+                };
+                self.character.clear();
+                self.character.push(byte);
+            }
+            _ => {}
+        }
+    }
+
     fn byte(&mut self, byte: u8, out: &mut Vec<u8>) {
         match self.state {
-            Escape::Text => match byte {
-                0x1b => self.state = Escape::Begun,
-                b'\n' | b'\t' | b'\r' | 0x08 => out.push(byte),
-                0x00..=0x1f | 0x7f => {}
-                _ => out.push(byte),
-            },
+            Escape::Text => self.text(byte, out),
             Escape::Begun => {
                 self.sequence.clear();
                 self.state = match byte {
@@ -194,6 +225,10 @@ mod tests {
         assert_eq!(filter.pass(sent), b"\x1b[31mred\x1b[0m abcde\r\n");
         let mut split = Harmless::default();
         let halves = [split.pass(&sent[..20]), split.pass(&sent[20..])].concat();
+        let mut wide = Harmless::default();
+        let text = "a\u{9b}5mb\u{9d}0;title\u{9c}c ä€😀".as_bytes();
+        assert_eq!(wide.pass(text), "a5mb0;titlec ä€😀".as_bytes(), "no control characters of two bytes");
+        assert_eq!(wide.pass(b"\x9b2Jx\xffy"), b"2Jxy", "nor of one");
         assert_eq!(halves, b"\x1b[31mred\x1b[0m abcde\r\n", "also when a sequence is cut in two");
     }
 }

@@ -42,7 +42,11 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
     for name in &report.damaged_runs {
         complain(&format!("runwal: records of run {name} cannot be read; its files were left alone"));
     }
-    Ok(if matches!(rest, Verdict::Corrupt | Verdict::Tampered) { 3 } else { 0 })
+    Ok(match rest {
+        Verdict::Corrupt | Verdict::Tampered => 3,
+        _ if !report.problems.is_empty() => 7,
+        _ => 0,
+    })
 }
 
 fn print(
@@ -92,7 +96,15 @@ fn dry_run(global: &Global) -> Done {
     for note in &verification.notes {
         complain(&format!("runwal: {note}"));
     }
-    print(global, false, verification.verdict, verification.torn_bytes, &unfinished, 0, verification.durable.0)?;
+    print(
+        global,
+        false,
+        verification.verdict,
+        verification.torn_bytes,
+        &unfinished,
+        0,
+        verification.durable.0,
+    )?;
     Ok(match verification.verdict {
         Verdict::Clean => 0,
         Verdict::Torn => 4,

@@ -7,7 +7,7 @@ use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
 use runwal::record::{Channel, Id};
 use runwal::run::{Cancel, Output, ProcessOptions, ProcessResult, RunRequest, record_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGXFSZ};
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -17,12 +17,18 @@ const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const TIMED_OUT: i32 = 124;
+// Numbers of Linux, the same on all of its architectures.
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
 
 /// Passes the worker's output on to our own.
 struct PassThrough {
     json: bool,
     stdout: std::fs::File,
     stderr: std::fs::File,
+    told: bool,
 }
 
 impl PassThrough {
@@ -30,16 +36,23 @@ impl PassThrough {
     fn new(json: bool) -> std::io::Result<Self> {
         let stdout = std::io::stdout().as_fd().try_clone_to_owned()?.into();
         let stderr = std::io::stderr().as_fd().try_clone_to_owned()?.into();
-        Ok(Self { json, stdout, stderr })
+        Ok(Self { json, stdout, stderr, told: false })
     }
 }
 
 impl Output for PassThrough {
     fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
-        match channel {
+        let result = match channel {
             Channel::Stdout => self.stdout.write_all(bytes),
             Channel::Stderr => self.stderr.write_all(bytes),
+        };
+        if let Err(error) = &result
+            && error.kind() != std::io::ErrorKind::BrokenPipe
+            && !std::mem::replace(&mut self.told, true)
+        {
+            complain(&format!("runwal: the worker's {} cannot be passed on: {error}", channel.word()));
         }
+        result
     }
 
     fn engine_failed(&mut self, error: &Error) {
@@ -50,16 +63,16 @@ impl Output for PassThrough {
 
 pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     let request = request(args)?;
-    let world = global.created()?;
+    let world = match global.created() {
+        Ok(world) => world,
+        Err(Failure::Engine(error)) => return Ok(not_started(&error, global)),
+        Err(other) => return Err(other),
+    };
     let made_up = args.task.is_none() || args.run.is_none();
     let name = request.name.clone();
     let (engine, report) = match Engine::open_in(world, Options::default()) {
         Ok(opened) => opened,
-        Err(error) => {
-            show::error(&error, global.json());
-            complain("runwal: nothing was started");
-            return Ok(ENGINE_FAILED);
-        }
+        Err(error) => return Ok(not_started(&error, global)),
     };
     if !global.quiet {
         for run in &report.interrupted {
@@ -79,14 +92,29 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     let result = record_process(&engine, request, &options, &mut output, &cancel);
     signals.close()?;
     let code = match result {
-        Ok(result) => worker_code(&result),
+        Ok(result) => {
+            if let Some(error) = &result.run.publish_error {
+                show::error(error, global.json());
+            }
+            worker_code(&result)
+        }
         Err(error) => failed(&error, global),
     };
-    if let Err(error) = engine.close() {
-        // What was acknowledged is durable; files that lag behind are repaired by the next command.
-        show::error(&error, global.json());
+    match engine.close() {
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            show::error(&error, global.json());
+            Ok(ENGINE_FAILED)
+        }
+        // Files that lag behind were told of, and are repaired by the next command.
+        _ => Ok(code),
     }
-    Ok(code)
+}
+
+/// The engine failed before anything was started.
+fn not_started(error: &Error, global: &Global) -> u8 {
+    show::error(error, global.json());
+    complain("runwal: nothing was started");
+    ENGINE_FAILED
 }
 
 fn failed(error: &Error, global: &Global) -> u8 {
@@ -104,7 +132,12 @@ fn failed(error: &Error, global: &Global) -> u8 {
 fn worker_code(result: &ProcessResult) -> u8 {
     if let Some(error) = &result.start_error {
         complain(&format!("runwal: {}", result.run.summary));
-        return if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+        return match error.kind() {
+            std::io::ErrorKind::NotFound => NOT_FOUND,
+            // Out of descriptors, processes or memory: nothing is said about the command.
+            _ if matches!(error.raw_os_error(), Some(EAGAIN | ENOMEM | ENFILE | EMFILE)) => ENGINE_FAILED,
+            _ => NOT_EXECUTABLE,
+        };
     }
     let status = result.status.unwrap_or_default();
     let code = match (status.code(), status.signal()) {
@@ -186,7 +219,7 @@ impl Signals {
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
 fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
-    let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
+    let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU, SIGXFSZ];
     let mut signals = signal_hook::iterator::Signals::new(all)?;
     let handle = signals.handle();
     let (engine, cancel) = (engine.clone(), cancel.clone());
@@ -197,6 +230,8 @@ fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> Result<Si
                 SIGTSTP | SIGTTIN | SIGTTOU => engine.between_commits(|| {
                     let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
                 }),
+                // A write over the file size limit fails then, instead of ending us.
+                SIGXFSZ => {}
                 SIGINT if !own_group => {}
                 _ => cancel.cancel(signal),
             }

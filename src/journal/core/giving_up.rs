@@ -8,7 +8,7 @@ use crate::format::{Phase, SegmentHeader};
 use crate::journal::index;
 use crate::journal::mark::MarkView;
 use crate::journal::recovery::{self, Plan};
-use crate::journal::segment::{Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
+use crate::journal::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::journal::view::{is_foreign, newest};
 use crate::position::Position;
 
@@ -24,6 +24,7 @@ impl Core {
 
     fn accept_damage_locked(&mut self) -> Result<Option<Damage>> {
         let mark = self.mark.read()?;
+        self.set_strays_aside(&mark)?;
         let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
         let Some(number) = newest(&*self.disk)? else {
             if told == Position::ZERO {
@@ -59,6 +60,31 @@ impl Core {
         self.give_up(&mark, header, damage).map(Some)
     }
 
+    /// Moves files out of the way that have a segment's name, are none, and stand behind everything
+    /// that the journal is known to have had.
+    fn set_strays_aside(&mut self, mark: &MarkView) -> Result<()> {
+        let named = mark.evidence().map_or(0, |m| m.segment);
+        for number in segment::list(&*self.disk)?.into_iter().rev() {
+            match Segment::open(&*self.disk, number, Open::Read) {
+                _ if number <= named => break,
+                Ok(segment) if !is_foreign(&*self.disk, mark, &segment) => break,
+                Err(Unopened::Failed(error)) => return Err(error),
+                _ => {}
+            }
+            self.disk.create_dir(recovery::QUARANTINE)?;
+            let mut n = 0;
+            let name = segment::file_name(number);
+            while !self.disk.rename(
+                &name,
+                &format!("{}/{number:010}-{n}.stray", recovery::QUARANTINE),
+                false,
+            )? {
+                n += 1;
+            }
+        }
+        self.disk.sync_dir(segment::FOLDER)
+    }
+
     /// The header of a segment that follows one which is missing or cannot be opened.
     fn beyond_unreadable(
         &mut self,
@@ -67,7 +93,12 @@ impl Core {
         told: Position,
     ) -> Result<(SegmentHeader, Damage)> {
         let own = |segment: &Segment| !is_foreign(&*self.disk, mark, segment);
-        let before = (1..last).rev().find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok().filter(own));
+        let numbers = segment::list(&*self.disk)?;
+        let before = numbers
+            .into_iter()
+            .rev()
+            .filter(|n| *n < last)
+            .find_map(|n| Segment::open(&*self.disk, n, Open::Read).ok().filter(own));
         let from = match &before {
             Some(segment) => {
                 let (journal, next) = (&segment.header.journal, segment.number() + 1);
