@@ -49,24 +49,23 @@ impl Reader {
 
     /// Begins to read in order, with the record at `from`.
     pub(crate) fn sequence(&mut self, from: Position) -> Result<Sequence> {
-        let walker = Walker::from(&mut self.handle, from)?;
+        let walker = Walker::from(&mut self.handle, from)?.with_digests();
         Ok(Sequence { walker, from, ready: VecDeque::new(), told_end: false })
     }
 
     /// Begins in the first segment that has records of `time` or later.
     pub(crate) fn sequence_since(&mut self, time: Time) -> Result<Sequence> {
-        let mut number = 1;
-        let active = self.handle.active();
+        let mut number = self.handle.active().max(1);
         if let Some(view) = self.handle.view() {
-            while number < active {
-                let index = view.sealed(number)?;
+            for sealed in view.before_active()? {
+                let index = view.sealed(sealed)?;
                 if index.records > 0 && index.max_time >= time {
+                    number = sealed;
                     break;
                 }
-                number += 1;
             }
         }
-        let walker = Walker::from_segment(number);
+        let walker = Walker::from_segment(number).with_digests();
         Ok(Sequence { walker, from: Position::ZERO, ready: VecDeque::new(), told_end: false })
     }
 
@@ -168,11 +167,10 @@ impl Reader {
 
     /// The streams with records behind `position`, each with the position of its last record.
     pub(crate) fn streams_after(&mut self, position: Position) -> Result<Vec<(StreamId, Position)>> {
-        let active = self.handle.active();
         let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
         let mut last = std::collections::BTreeMap::new();
         let first = if position == Position::ZERO { 1 } else { view.segment_with(position)? };
-        for number in first..active {
+        for number in view.before_active()?.into_iter().filter(|number| *number >= first) {
             for (id, entry) in &view.sealed(number)?.streams {
                 last.insert(*id, entry.last_position);
             }
@@ -191,14 +189,21 @@ impl Reader {
 
     /// The segments up to the active one that cannot be opened.
     pub(crate) fn unreadable_segments(&mut self) -> Result<Vec<u64>> {
-        let active = self.handle.active();
         let mut numbers: Vec<u64> = self.handle.end_damage.iter().map(|damage| damage.segment).collect();
         let Some(view) = self.handle.view() else { return Ok(numbers) };
-        for number in 1..active {
+        let mut expected = 1;
+        for number in view.before_active()? {
+            if number > expected {
+                numbers.push(expected);
+            }
+            expected = number + 1;
             if let Err(unopened) = view.open(number, crate::disk::Open::Read) {
                 unopened.into_damage(number)?;
                 numbers.push(number);
             }
+        }
+        if view.segment.number() > expected {
+            numbers.push(expected);
         }
         Ok(numbers)
     }
@@ -210,10 +215,9 @@ impl Reader {
 
     /// Records, batches and streams.
     pub(crate) fn counts(&mut self) -> Result<(u64, u64, u64)> {
-        let active = self.handle.active();
         let Some(view) = self.handle.view() else { return Ok((0, 0, 0)) };
         let mut counts = (view.index.records, view.index.batches, view.index.names.len() as u64);
-        for number in 1..active {
+        for number in view.before_active()? {
             let index = view.sealed(number)?;
             counts.0 += index.records;
             counts.1 += index.batches;

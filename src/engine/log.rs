@@ -231,6 +231,11 @@ impl Log {
         self.reader.verify(progress)
     }
 
+    /// Damage at the end of the journal, which reading up to it does not meet.
+    pub fn damage_at_end(&self) -> &[Damage] {
+        &self.reader.handle.end_damage
+    }
+
     /// Whether bytes that nobody was told are durable stand at the end: `None` while a writer is
     /// at work.
     pub fn is_torn(&mut self) -> Result<Option<bool>> {

@@ -1,7 +1,7 @@
 //! The segment header: two copies of 512 bytes at the start of each segment file.
 
 use super::bytes::Take;
-use super::{Digest, Flaw, MAX_CAPACITY, Site, VERSION};
+use super::{Digest, FOOTER_HEADER_LEN, Flaw, MAX_CAPACITY, MAX_FOOTER_LEN, MAX_SEGMENT_LEN, Site, VERSION};
 use crate::position::{Position, Time};
 
 /// Bytes of one copy of the header.
@@ -120,7 +120,12 @@ impl SegmentHeader {
             created: Time(take.i64()?),
             lost: (Position(take.u64()?), Position(take.u64()?)),
         };
-        if header.segment == 0 || header.first_position.0 == 0 || header.capacity > MAX_CAPACITY {
+        if header.segment == 0
+            || header.first_position.0 == 0
+            || header.capacity > MAX_CAPACITY
+            || header.prev_end > MAX_SEGMENT_LEN
+            || header.prev_footer_len as usize > FOOTER_HEADER_LEN + MAX_FOOTER_LEN
+        {
             return Some(Err(Flaw::Limit("a number in the segment header is outside its limits")));
         }
         Some(Ok(header))

@@ -1,12 +1,12 @@
 //! What a segment contains: built while it is written or scanned, stored as its footer, or, where
 //! it has none, as a disposable file under `cache/index/`.
 
-use super::segment::{Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
+use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{Place, Result};
 use crate::format::{
-    BatchHeader, FOOTER_HEADER_LEN, Flaw, Footer, MAX_FOOTER_LEN, OpenStream, Records, SegmentHeader,
-    StreamEntry, name_hash,
+    BatchHeader, FOOTER_HEADER_LEN, Flaw, Footer, MAX_FOOTER_LEN, MAX_SEGMENT_LEN, OpenStream, Records,
+    SegmentHeader, StreamEntry, name_hash,
 };
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
@@ -116,7 +116,7 @@ pub(crate) fn flaw_in(segment: u64, offset: u64, flaw: Flaw, lost: (Position, Po
 /// Where a sealed segment's batches end, as its successor says.
 pub(crate) fn sealed_bound(successor: &SegmentHeader) -> Bound {
     let last = Position(successor.first_position.0 - 1);
-    Bound { offset: successor.prev_end, position: Some(last) }
+    Bound { offset: successor.prev_end.min(MAX_SEGMENT_LEN), position: Some(last) }
 }
 
 /// The footer behind a sealed segment's batches: `None` where its successor says there is none.
@@ -128,12 +128,18 @@ pub(crate) fn read_footer(
         return Ok(None);
     }
     let offset = successor.prev_end;
+    if offset > MAX_SEGMENT_LEN {
+        return Ok(Some(Err(Flaw::Limit("it should stand beyond the end of any segment"))));
+    }
     let mut head = [0; FOOTER_HEADER_LEN];
     let read = segment.file.read_at(&mut head, offset)?;
     let (len, crc) = match Footer::decode_header(&head[..read], &segment.header.site(), offset) {
         Ok(found) => found,
         Err(flaw) => return Ok(Some(Err(flaw))),
     };
+    if FOOTER_HEADER_LEN as u64 + u64::from(len) != u64::from(successor.prev_footer_len) {
+        return Ok(Some(Err(Flaw::Garbage("its length is not what the next segment says"))));
+    }
     let mut body = vec![0; len as usize];
     let read = segment.file.read_at(&mut body, offset + FOOTER_HEADER_LEN as u64)?;
     Ok(Some(Footer::decode_body(&body[..read], crc)))
@@ -143,9 +149,9 @@ pub(crate) fn read_footer(
 /// by scanning, going back as far as is needed to know which streams were open.
 pub(crate) fn of_sealed(disk: &dyn Disk, journal: &[u8; 16], number: u64, writable: bool) -> Result<Footer> {
     let mut missing = Vec::new();
-    let mut at = number;
     let mut found = None;
-    while at > 0 {
+    let numbers = segment::list(disk)?;
+    for at in numbers.into_iter().rev().filter(|at| *at <= number) {
         let successor = Segment::open_of(disk, journal, at + 1, Open::Read).ok().map(|s| s.header);
         match Segment::open_of(disk, journal, at, Open::Read) {
             Ok(segment) => {
@@ -158,7 +164,6 @@ pub(crate) fn of_sealed(disk: &dyn Disk, journal: &[u8; 16], number: u64, writab
             Err(Unopened::Failed(error)) => return Err(error),
             Err(_) => {}
         }
-        at -= 1;
     }
     let mut index = found.unwrap_or_default();
     while let Some((segment, successor)) = missing.pop() {

@@ -6,7 +6,7 @@ use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Step, Unopen
 use super::view::{BatchPlace, View, bound_of, is_foreign, newest};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BATCH_HEADER_LEN, BatchHeader, Records};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Records};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::sync::Arc;
 
@@ -230,6 +230,11 @@ impl ReadHandle {
         let told = mark.evidence().filter(|m| m.segment == number).map(|m| m.position);
         let found = recovery::inspect(segment, None, told)?;
         if found.evidence > found.good.position {
+            // The mark may have hidden it: what stands before it is all there.
+            let loss = found.loss();
+            if !self.end_damage.contains(&loss) && self.durable() <= found.good.position {
+                self.end_damage.push(loss);
+            }
             return Ok(Tail::default());
         }
         let torn = found.garbage.map(|(from, to)| (number, from, to - from));
@@ -288,13 +293,25 @@ pub(crate) struct Walker {
     scanner: Option<Scanner>,
     from: Option<BatchPlace>,
     last: Position,
+    /// The chain hash at the end of the segment before, where it is known.
+    chain: Option<Digest>,
+    /// Its salt.
+    salt: Option<u64>,
     digests: bool,
 }
 
 impl Walker {
     /// From the batch that holds `position`, or the first one.
     pub(crate) fn from(handle: &mut ReadHandle, position: Position) -> Result<Self> {
-        let mut walker = Self { number: 1, scanner: None, from: None, last: Position::ZERO, digests: false };
+        let mut walker = Self {
+            number: 1,
+            scanner: None,
+            from: None,
+            last: Position::ZERO,
+            chain: None,
+            salt: None,
+            digests: false,
+        };
         if position.0 > 1
             && let Some(view) = handle.view()
         {
@@ -309,7 +326,15 @@ impl Walker {
 
     /// From the start of a segment.
     pub(crate) fn from_segment(number: u64) -> Self {
-        Self { number, scanner: None, from: None, last: Position::ZERO, digests: false }
+        Self {
+            number,
+            scanner: None,
+            from: None,
+            last: Position::ZERO,
+            chain: None,
+            salt: None,
+            digests: false,
+        }
     }
 
     /// Also compares each body with its digest.
@@ -339,6 +364,7 @@ impl Walker {
                 break;
             }
             self.last = self.last.max(scanner.spot().position);
+            (self.chain, self.salt) = (scanner.spot().chain, Some(scanner.salt()));
             if self.number >= handle.active() {
                 return Ok(None);
             }
@@ -377,7 +403,17 @@ impl Walker {
                 let scanner = if self.digests { scanner.with_digests() } else { scanner };
                 let starts_at = scanner.spot().position;
                 let gap = self.last < starts_at && place.offset == 0 && self.number > 1;
+                let chain = scanner.spot().chain.filter(|_| place.offset == 0 && !gap);
+                // A segment of another lineage is told as such; its chain is right in its own.
+                let follows = self.salt == Some(scanner.prev_salt());
+                let broken = follows && chain.is_some() && self.chain.is_some() && chain != self.chain;
                 self.scanner = Some(scanner);
+                if broken {
+                    let reason = "the chain of hashes is broken between the segment before and this one";
+                    let mut damage = Damage::new(self.number, 0, reason);
+                    damage.tampered = true;
+                    return Ok(Some(damage));
+                }
                 if gap && self.last != Position::ZERO {
                     let damage = Damage::new(self.number, 0, "records before this segment are missing");
                     let mut damage = damage.losing(Position(self.last.0 + 1), starts_at);
@@ -395,8 +431,12 @@ impl Walker {
     fn skip(&mut self, handle: &mut ReadHandle, damage: Damage) -> Result<Damage> {
         let number = self.number;
         self.number += 1;
+        self.chain = None;
         let Some(view) = handle.view() else { return Ok(damage) };
-        let next = (number + 1..=view.segment.number()).find_map(|n| view.open(n, Open::Read).ok());
+        let mut behind = view.before_active()?;
+        behind.retain(|n| *n > number);
+        behind.push(view.segment.number());
+        let next = behind.into_iter().find_map(|n| view.open(n, Open::Read).ok());
         if let Some(next) = &next {
             // Those between are as unreadable, and are named by what is lost with all of them.
             self.number = next.number();
@@ -429,7 +469,7 @@ pub(crate) fn owned_records(
     body: &[u8],
 ) -> Result<Result<Vec<RawRecord>, Damage>> {
     let mut records = Vec::with_capacity(header.count as usize);
-    for record in Records::new(header, body) {
+    for record in Records::new(header, body).checked() {
         match record {
             Ok(r) => records.push(RawRecord {
                 position: r.position,

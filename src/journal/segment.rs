@@ -251,6 +251,14 @@ impl Scanner {
         self.spot
     }
 
+    pub(crate) fn salt(&self) -> u64 {
+        self.segment.header.salt
+    }
+
+    pub(crate) fn prev_salt(&self) -> u64 {
+        self.segment.header.prev_salt
+    }
+
     /// Whether the bound is reached with nothing left to say.
     pub(crate) fn at_end(&self) -> bool {
         self.held.is_none()

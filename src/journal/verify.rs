@@ -84,12 +84,13 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
     while let Some(step) = walker.step(handle)? {
         match step {
             Walked::Batch { place, header, body } => {
-                found.batches += 1;
-                found.records += u64::from(header.count);
                 let flaw = crate::format::Records::new(&header, body).checked().find_map(Result::err);
                 if let Some(flaw) = flaw {
                     let lost = (header.first_position, header.last_position());
                     found.damage.push(index::flaw_in(place.segment, place.offset, flaw, lost)?);
+                } else {
+                    found.batches += 1;
+                    found.records += u64::from(header.count);
                 }
                 if place.segment != at {
                     at = place.segment;

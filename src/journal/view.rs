@@ -174,9 +174,7 @@ impl View {
         if let Some(entry) = self.index.streams.get(&id) {
             return Ok(Some(closed(entry)));
         }
-        let mut number = self.segment.number();
-        while number > 1 {
-            number -= 1;
+        for number in self.before_active()?.into_iter().rev() {
             let index = self.sealed(number)?;
             if let Some(entry) = index.streams.get(&id) {
                 return Ok(Some(closed(entry)));
@@ -212,7 +210,7 @@ impl View {
             Some(entry) => (Some(entry.clone()), self.segment_with(Position(id.0))?),
             None => (None, self.segment_with(Position(id.0))?),
         };
-        for number in first..active {
+        for number in self.before_active()?.into_iter().filter(|number| *number >= first) {
             let index = self.sealed(number)?;
             if let Some(entry) = index.streams.get(&id) {
                 collect(number, entry, &mut places);
@@ -224,27 +222,42 @@ impl View {
         Ok(places)
     }
 
-    /// The segment that holds a position, by the headers.
+    /// The numbers of the segments before the active one that have a file, ascending. A number says
+    /// nothing about how many there are: a hostile header can name any.
+    pub(crate) fn before_active(&self) -> Result<Vec<u64>> {
+        let mut numbers = segment::list(&*self.disk)?;
+        numbers.retain(|number| *number < self.segment.number());
+        Ok(numbers)
+    }
+
+    /// The segment that holds a position, by the headers. An unreadable one counts as part of the
+    /// one before it.
     pub(crate) fn segment_with(&self, position: Position) -> Result<u64> {
-        let (mut low, mut high) = (1, self.segment.number());
         if position >= self.segment.header.first_position {
-            return Ok(high);
+            return Ok(self.segment.number());
         }
-        // Invariant: the segment is at least `low` and below `high`.
-        while low + 1 < high {
-            let mut middle = low + (high - low) / 2;
-            let first = loop {
-                match self.open(middle, Open::Read) {
-                    Ok(segment) => break segment.header.first_position,
+        let numbers = self.before_active()?;
+        // Invariant: all before `low` begin at or before the position, all from `high` on behind it.
+        let (mut low, mut high, mut found) = (0, numbers.len(), 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let mut readable = None;
+            for at in middle..high {
+                match self.open(numbers[at], Open::Read) {
+                    Ok(segment) => {
+                        readable = Some((at, segment.header.first_position));
+                        break;
+                    }
                     Err(Unopened::Failed(error)) => return Err(error),
-                    // An unreadable one is treated as part of the one before it.
-                    Err(_) if middle > low + 1 => middle -= 1,
-                    Err(_) => break Position(0),
+                    Err(_) => {}
                 }
-            };
-            if first <= position { low = middle } else { high = middle }
+            }
+            match readable {
+                Some((at, first)) if first <= position => (low, found) = (at + 1, numbers[at]),
+                _ => high = middle,
+            }
         }
-        Ok(low)
+        Ok(found)
     }
 
     /// Where to begin scanning for a position, in the segment that holds it.
@@ -263,7 +276,7 @@ impl View {
         candidates.extend(matching(&self.index.names, hash));
         if self.names.is_none() {
             let mut all = Vec::new();
-            for number in 1..self.segment.number() {
+            for number in self.before_active()? {
                 all.extend(self.sealed(number)?.names.iter().copied());
             }
             all.sort_unstable();
@@ -288,7 +301,7 @@ impl View {
     /// All streams, in the order of their opening.
     pub(crate) fn all_streams(&mut self) -> Result<Vec<StreamId>> {
         let mut all = Vec::new();
-        for number in 1..self.segment.number() {
+        for number in self.before_active()? {
             all.extend(self.sealed(number)?.names.iter().map(|(_, id)| *id));
         }
         all.extend(self.index.names.iter().map(|(_, id)| *id));
@@ -378,7 +391,7 @@ pub(crate) fn is_foreign(disk: &dyn Disk, mark: &MarkView, segment: &Segment) ->
 
 /// The bound a mark stands for.
 pub(crate) fn bound_of(mark: &Mark) -> Bound {
-    Bound { offset: mark.end, position: Some(mark.position) }
+    Bound { offset: mark.end.min(crate::format::MAX_SEGMENT_LEN), position: Some(mark.position) }
 }
 
 /// The newest segment number with a file, and how many there are.

@@ -473,7 +473,8 @@ class Segment:
         (self.journal, number, _, self.salt, self.before_salt, self.first, self.before_end, self.before_footer,
          self.chain, self.born, capacity, _, self.given_first,
          self.given_last) = struct.unpack_from("<16sQQQQQQQ32sQQqQQ", copies[0], 16)
-        if number != self.number or not self.first or capacity > 64 * MIB:
+        if number != self.number or not self.first or capacity > 64 * MIB or \
+                self.before_end > 256 * MIB or self.before_footer > 16 * MIB + 24:
             raise Malformed("the header is of another segment or says what cannot be")
 
     def place(self, at):
@@ -688,13 +689,10 @@ class Journal:
         self.next = max(self.next, last + 1)
 
     def check_gap(self, before, lost, segment):
-        """What is missing or cannot be read before a segment; the first of it gets the positions."""
-        for each in lost + [segment]:
-            if each.number > before + 1:
-                self.note(before + 1, 0, segment.first - 1, "a segment is missing")
-            if each is not segment:
-                self.note(each.number, 0, segment.first - 1, each.problem)
-            before = each.number
+        """What is missing or cannot be read before a segment is one damage, named by the first of it."""
+        if segment.number > before + 1:
+            found = lost and lost[0].number == before + 1
+            self.note(before + 1, 0, segment.first - 1, lost[0].problem if found else "a segment is missing")
         if self.next < segment.first:
             self.note(segment.number, 0, segment.first - 1, "positions are missing before it")
         if segment.broken_copy is not None:

@@ -11,10 +11,12 @@ use runwal::record::{
     Status, Tick,
 };
 use runwal::run::{End, Outcome, Recorder, RunRequest};
+use std::cell::RefCell;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{ChildStdin, ChildStdout, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -215,29 +217,85 @@ fn python() -> Option<&'static Path> {
     found
 }
 
-/// Runs a program; one that does not end within 20 s is killed, which shows as no exit code.
-fn run(program: &Path, arguments: &[&std::ffi::OsStr]) -> Output {
-    let mut command = assert_cmd::Command::new(program);
-    command.args(arguments).env_remove("RUNWAL_DIR").timeout(Duration::from_secs(20)).output().unwrap()
+/// The first decoder; one that does not end within 20 s is killed, which shows as no exit code.
+fn first(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_runwal"));
+    command.arg("--dir").arg(dir).args(arguments).timeout(Duration::from_secs(20)).output().unwrap()
 }
 
-/// The first decoder.
-fn first(dir: &Path, arguments: &[&str]) -> Output {
-    let mut all: Vec<&std::ffi::OsStr> = arguments.iter().map(std::ffi::OsStr::new).collect();
-    all.extend([std::ffi::OsStr::new("--dir"), dir.as_os_str()]);
-    run(Path::new(env!("CARGO_BIN_EXE_runwal")), &all)
+/// Where the second decoder lies.
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/decoder/runwal_decode.py")
+}
+
+/// Calls the second decoder again and again: starting it and hashing the same bodies is what takes
+/// its time. Reads lines of arguments, answers with exit code and lengths, stdout and stderr.
+const SERVE: &str = r#"
+import functools, io, os, sys, traceback
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import runwal_decode as decoder
+digest = functools.lru_cache(maxsize=1000)(decoder.blake3)
+decoder.blake3 = lambda data: digest(bytes(data))
+requests, answers = sys.stdin, sys.stdout.buffer
+for line in requests:
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    try:
+        code = decoder.main(line.rstrip("\n").split("\t"))
+    except Exception:
+        code = 99
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    out, err = sys.stdout.buffer.getvalue(), sys.stderr.buffer.getvalue()
+    answers.write(b"%d %d %d\n" % (code, len(out), len(err)) + out + err)
+    answers.flush()
+"#;
+
+/// A second decoder that stays; it ends when this is dropped.
+struct Server {
+    asks: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// What a call of the second decoder gave.
+struct Answer {
+    code: Option<i32>,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let mut command = std::process::Command::new(python().unwrap());
+        command.args(["-IS", "-c", SERVE]).arg(script()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = command.spawn().unwrap();
+        Self { asks: child.stdin.unwrap(), answers: BufReader::new(child.stdout.unwrap()) }
+    }
+
+    fn call(&mut self, arguments: &[&str]) -> Answer {
+        writeln!(self.asks, "{}", arguments.join("\t")).unwrap();
+        let mut head = String::new();
+        self.answers.read_line(&mut head).unwrap();
+        let numbers: Vec<usize> = head.split_whitespace().map(|n| n.parse().unwrap()).collect();
+        let (mut stdout, mut stderr) = (vec![0; numbers[1]], vec![0; numbers[2]]);
+        self.answers.read_exact(&mut stdout).unwrap();
+        self.answers.read_exact(&mut stderr).unwrap();
+        let code = i32::try_from(numbers[0]).ok();
+        Answer { code, stdout, stderr: String::from_utf8(stderr).unwrap() }
+    }
+}
+
+thread_local! {
+    static SECOND: RefCell<Server> = RefCell::new(Server::start());
 }
 
 /// The second decoder.
-fn second(dir: &Path, arguments: &[&std::ffi::OsStr]) -> Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/decoder/runwal_decode.py");
-    let mut all = vec![std::ffi::OsStr::new("-IS"), script.as_os_str()];
-    all.extend(arguments);
-    all.push(dir.as_os_str());
-    let output = run(python().unwrap(), &all);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains("Traceback"), "{}: {said}", dir.display());
-    output
+fn second(dir: &Path, arguments: &[&str]) -> Answer {
+    let all = [arguments, &[dir.to_str().unwrap()]].concat();
+    let answer = SECOND.with_borrow_mut(|second| second.call(&all));
+    assert!(!answer.stderr.contains("Traceback"), "{}: {}", dir.display(), answer.stderr);
+    answer
 }
 
 /// What the two say differently about a directory; nothing where they agree.
@@ -251,16 +309,16 @@ fn differences(dir: &Path, lines: bool) -> Vec<String> {
 
 /// Verdict, counts and, if asked for, the list of damage.
 fn verify_differences(dir: &Path, places: bool) -> Vec<String> {
-    let (one, two) = (first(dir, &["verify", "-o", "json"]), second(dir, &["--verify".as_ref()]));
-    if one.status.code() != two.status.code() {
+    let (one, two) = (first(dir, &["verify", "-o", "json"]), second(dir, &["--verify"]));
+    if one.status.code() != two.code {
         let said = String::from_utf8_lossy(&one.stderr).into_owned();
-        return vec![format!("exit code {:?}, second {:?}; {said}", one.status.code(), two.status.code())];
+        return vec![format!("exit code {:?}, second {:?}; {said}", one.status.code(), two.code)];
     }
-    if one.status.code() == Some(6) {
+    if two.code == Some(6) {
         return Vec::new();
     }
-    let parsed = |o: &Output| serde_json::from_slice::<serde_json::Value>(&o.stdout).unwrap();
-    let (one, two) = (parsed(&one), parsed(&two));
+    let parsed = |stdout: &[u8]| serde_json::from_slice::<serde_json::Value>(stdout).unwrap();
+    let (one, two) = (parsed(&one.stdout), parsed(&two.stdout));
     let keys = ["verdict", "records", "batches", "segments", "bytes", "durable"];
     let differing = keys.iter().filter(|key| one[**key].is_null() || one[**key] != two[**key]);
     let mut found: Vec<String> =
@@ -330,7 +388,7 @@ fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
 /// The projected files of `dir` against those that the second decoder makes from its journal.
 fn assert_same_files(dir: &Path) {
     let out = tempfile::tempdir().unwrap();
-    second(dir, &["--files".as_ref(), out.path().as_os_str()]);
+    second(dir, &["--files", out.path().to_str().unwrap()]);
     let (one, two) = (files(dir), files(out.path()));
     assert_eq!(one.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
     for (path, bytes) in &one {
@@ -494,6 +552,26 @@ fn both_decoders_read_what_a_killed_recorder_left_alike() {
     assert!(first(dir.path(), &["recover"]).status.success());
     assert_eq!(differences(dir.path(), true), Vec::<String>::new());
     assert_same_files(dir.path());
+}
+
+/// As it is called by hand.
+#[test]
+fn the_second_decoder_is_a_tool() {
+    let Some(python) = python() else { return };
+    let scratch = Scratch::new(rich(), true);
+    let call = |arguments: &[&str]| {
+        std::process::Command::new(python).arg(script()).args(arguments).output().unwrap()
+    };
+    let dir = scratch.dir().to_str().unwrap();
+    let clean = call(&[dir]);
+    assert_eq!((clean.status.code(), clean.stderr.len()), (Some(0), 0));
+    assert_eq!(clean.stdout, second(scratch.dir(), &[]).stdout);
+    edit(&scratch.segment(3), |bytes| bytes[2000] ^= 1);
+    let corrupt = call(&["--verify", dir]);
+    assert_eq!(corrupt.status.code(), Some(3));
+    assert_eq!(String::from_utf8(corrupt.stderr).unwrap().lines().count(), 1);
+    assert_eq!(call(&[]).status.code(), Some(2));
+    assert_eq!(call(&["/nowhere"]).status.code(), Some(1));
 }
 
 // --- Torn, flipped, cut ---

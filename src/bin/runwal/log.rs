@@ -199,7 +199,14 @@ pub(crate) fn finish(log: &mut Log, damaged: bool, global: &Global) -> Done {
     if damaged {
         return Ok(3);
     }
-    if log.is_torn()? != Some(true) {
+    let torn = log.is_torn()? == Some(true);
+    for found in log.damage_at_end() {
+        show::damage(found, global.json());
+    }
+    if !log.damage_at_end().is_empty() {
+        return Ok(3);
+    }
+    if !torn {
         return Ok(0);
     }
     if !global.quiet {

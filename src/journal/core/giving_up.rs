@@ -2,9 +2,9 @@
 //! deleted, and the next segment says which positions are lost.
 
 use super::{Core, mark_at, next};
-use crate::disk::Open;
+use crate::disk::{Kind, Open, Stat};
 use crate::error::Result;
-use crate::format::{Phase, SegmentHeader};
+use crate::format::{Phase, SEGMENT_DATA_START, SegmentHeader};
 use crate::journal::index;
 use crate::journal::mark::MarkView;
 use crate::journal::recovery::{self, Plan};
@@ -24,11 +24,11 @@ impl Core {
 
     fn accept_damage_locked(&mut self) -> Result<Option<Damage>> {
         let mark = self.mark.read()?;
-        self.set_strays_aside(&mark)?;
+        let strays = self.set_strays_aside(&mark)?;
         let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
         let Some(number) = newest(&*self.disk)? else {
             if told == Position::ZERO {
-                return Ok(None);
+                return Ok(strays);
             }
             let header = recovery::first_header(&*self.entropy, &*self.clock)?;
             let header = SegmentHeader { first_position: next(told)?, born_upto: told, ..header };
@@ -41,7 +41,7 @@ impl Core {
             Ok(segment) if named <= number && !is_foreign(&*self.disk, &mark, &segment) => {
                 let found = recovery::inspect(segment, None, Some(told))?;
                 if recovery::plan(found.facts(&mark)) != Plan::Refuse {
-                    return Ok(None);
+                    return Ok(strays);
                 }
                 let damage = found.loss();
                 // Whatever is whole behind the damage stays readable where it is.
@@ -60,20 +60,25 @@ impl Core {
         self.give_up(&mark, header, damage).map(Some)
     }
 
-    /// Moves files out of the way that have a segment's name, are none, and stand behind everything
-    /// that the journal is known to have had.
-    fn set_strays_aside(&mut self, mark: &MarkView) -> Result<()> {
+    /// Moves files out of the way that have a segment's name, can hold no batch, and stand behind
+    /// everything that the journal is known to have had.
+    fn set_strays_aside(&mut self, mark: &MarkView) -> Result<Option<Damage>> {
+        let mut damage = None;
         let named = mark.evidence().map_or(0, |m| m.segment);
         for number in segment::list(&*self.disk)?.into_iter().rev() {
+            // Whatever could hold a batch stays where it is, and what it held is told.
+            let name = segment::file_name(number);
+            let holds_none = |stat: Stat| stat.kind != Kind::File || stat.len <= SEGMENT_DATA_START;
+            if number <= named || !self.disk.stat(&name)?.is_some_and(holds_none) {
+                break;
+            }
             match Segment::open(&*self.disk, number, Open::Read) {
-                _ if number <= named => break,
-                Ok(segment) if !is_foreign(&*self.disk, mark, &segment) => break,
+                Ok(_) => break,
                 Err(Unopened::Failed(error)) => return Err(error),
-                _ => {}
+                Err(_) => {}
             }
             self.disk.create_dir(recovery::QUARANTINE)?;
             let mut n = 0;
-            let name = segment::file_name(number);
             while !self.disk.rename(
                 &name,
                 &format!("{}/{number:010}-{n}.stray", recovery::QUARANTINE),
@@ -81,8 +86,14 @@ impl Core {
             )? {
                 n += 1;
             }
+            damage = Some(Damage::new(
+                number,
+                0,
+                format!("{name} is no segment of this journal; it was set aside"),
+            ));
         }
-        self.disk.sync_dir(segment::FOLDER)
+        self.disk.sync_dir(segment::FOLDER)?;
+        Ok(damage)
     }
 
     /// The header of a segment that follows one which is missing or cannot be opened.
