@@ -59,7 +59,10 @@ pub struct Verification {
 
 /// Reads everything. `progress` is told the bytes of each segment gone through.
 pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> Result<Verification> {
+    let before = handle.end_damage.len();
     let tail = handle.judge_tail()?;
+    // Evidence beyond what stands there: that much was durable once.
+    let told = handle.end_damage.iter().skip(before).map(|damage| damage.to).max().unwrap_or_default();
     let disk = std::sync::Arc::clone(handle.disk());
     let mut found = Verification {
         verdict: Verdict::Clean,
@@ -67,7 +70,7 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
         batches: 0,
         segments: 0,
         bytes: 0,
-        durable: handle.durable(),
+        durable: handle.durable().max(told),
         torn_bytes: 0,
         damage: Vec::new(),
         notes: Vec::new(),

@@ -242,8 +242,8 @@ impl View {
         while low < high {
             let middle = low + (high - low) / 2;
             let mut readable = None;
-            for at in middle..high {
-                match self.open(numbers[at], Open::Read) {
+            for (at, number) in numbers.iter().enumerate().take(high).skip(middle) {
+                match self.open(*number, Open::Read) {
                     Ok(segment) => {
                         readable = Some((at, segment.header.first_position));
                         break;
