@@ -80,7 +80,7 @@ impl Reader {
                     if header.last_position() < sequence.from {
                         continue;
                     }
-                    match owned_records(place, &header, body)? {
+                    match owned_records(place, &header, body, true)? {
                         Ok(records) => sequence.ready.extend(
                             records.into_iter().filter(|r| r.position >= sequence.from).map(Item::Record),
                         ),
@@ -133,7 +133,7 @@ impl Reader {
         };
         for place in places {
             let records = match self.handle.batch(place)? {
-                Ok((header, body)) => owned_records(place, &header, &body)?,
+                Ok((header, body)) => owned_records(place, &header, &body, false)?,
                 Err(found) => Err(found),
             };
             match records {

@@ -710,7 +710,7 @@ class Journal:
             return
         if after.before_salt != segment.salt:
             self.note(segment.number, 0, 0, "not the segment that the next one follows")
-        if walk.chain and self.next == after.first and walk.chain != after.chain:
+        elif walk.chain and self.next == after.first and walk.chain != after.chain:
             self.note(after.number, 0, 0, "the chain hash of the header is not right", "tampered")
         if walk.at < after.before_end or self.next < after.first:
             self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
