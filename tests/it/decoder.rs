@@ -1010,3 +1010,199 @@ fn both_decoders_tell_a_gap_once() {
     let far = differences(scratch.dir(), true);
     assert_eq!(near.into_iter().chain(far).collect::<Vec<_>>(), Vec::<String>::new());
 }
+
+// --- Records made by hand ---
+
+/// A record of the stream that position 1 opened, as the format has it.
+#[derive(Clone)]
+struct Hand {
+    kind: u8,
+    version: u8,
+    flags: u8,
+    stream: u64,
+    sequence: u64,
+    time: i64,
+    created: Option<i64>,
+    name: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
+    term: Option<u64>,
+    payload: Vec<u8>,
+}
+
+impl Hand {
+    fn new(kind: u8, payload: Vec<u8>) -> Self {
+        let (stream, sequence) = (1, 2);
+        let none = (None, None, None, None);
+        let (created, name, key, term) = none;
+        Self { kind, version: 1, flags: 0, stream, sequence, time: 0, created, name, key, term, payload }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let zigzag = |n: i64| varint((n << 1 ^ n >> 63).cast_unsigned());
+        let sized = |bytes: &[u8]| [varint(bytes.len() as u64), bytes.to_vec()].concat();
+        let flag = |bit: u8, set: bool| if set { bit } else { 0 };
+        let flags = self.flags
+            | flag(1, self.name.is_some())
+            | flag(8, self.created.is_some())
+            | flag(16, self.key.is_some())
+            | flag(32, self.term.is_some());
+        let mut all = varint(self.payload.len() as u64);
+        all.extend([self.kind, self.version, flags]);
+        all.extend([varint(self.stream), varint(self.sequence), zigzag(self.time)].concat());
+        all.extend(self.created.map(zigzag).unwrap_or_default());
+        all.extend(self.name.as_deref().map(sized).unwrap_or_default());
+        all.extend(self.key.as_deref().map(sized).unwrap_or_default());
+        all.extend(self.term.map(varint).unwrap_or_default());
+        let sum = crc32fast::hash(&[all.as_slice(), &self.payload].concat()).to_le_bytes();
+        all.extend(if flags & 64 == 0 { &[] } else { sum.as_slice() });
+        [all, self.payload.clone()].concat()
+    }
+}
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 127 {
+        bytes.push(value as u8 | 128);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+/// A length and the bytes.
+fn sized(bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    [&(bytes.as_ref().len() as u64).to_le_bytes(), bytes.as_ref()].concat()
+}
+
+fn lifecycle(kind: &str, level: u8, message: impl AsRef<[u8]>, data: &str) -> Vec<u8> {
+    [sized(kind), vec![level], sized(message), sized(data)].concat()
+}
+
+/// A journal of one segment with these batches.
+fn hand_made(batches: &[Vec<Vec<u8>>]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = vec![0; 1024];
+    for at in [0, 512] {
+        bytes[at..at + 10].copy_from_slice(b"RUNWAL\r\n\x01\0");
+        bytes[at + 16..at + 32].fill(b'J');
+        bytes[at + 32] = 1;
+        bytes[at + 48] = 77;
+        bytes[at + 64] = 1;
+        bytes[at + 130] = 4;
+    }
+    seal_header(&mut bytes);
+    let (mut chain, mut position) = ([0; 32], 1_u64);
+    for records in batches {
+        let (at, body) = (bytes.len(), records.concat());
+        let (size, count) = ((body.len() as u32).to_le_bytes(), (records.len() as u32).to_le_bytes());
+        bytes.extend([b"RWB1\0\0\0\0".as_slice(), &size, &size, &count, &[0; 4]].concat());
+        bytes.extend([position, START.cast_unsigned(), position - 1].map(u64::to_le_bytes).concat());
+        bytes.extend([&[0; 68], body.as_slice()].concat());
+        let end = bytes.len();
+        chain = seal_batch(&mut bytes, at, end, Right::Chain, &chain);
+        position += records.len() as u64;
+    }
+    std::fs::create_dir(dir.path().join("journal")).unwrap();
+    std::fs::write(dir.path().join("journal/0000000001.seg"), bytes).unwrap();
+    std::fs::write(dir.path().join("journal/lock"), b"").unwrap();
+    dir
+}
+
+/// The record that opens the run `t/r`.
+fn opening() -> Hand {
+    let mut payload = [sized("t"), sized("r"), sized("s"), vec![1, 0, 0, 0, 0, 0]].concat();
+    payload.extend([0_u64.to_le_bytes().as_slice(), &[0], &0_u64.to_le_bytes(), &[0], &[0; 8], &[0]].concat());
+    payload.extend([[7; 16].as_slice(), &[8; 16], &[0], &sized("h"), &0_u64.to_le_bytes(), &[0], &[1, 0]].concat());
+    Hand { stream: 0, sequence: 1, name: Some(b"t/r".to_vec()), ..Hand::new(1, payload) }
+}
+
+/// Records that are valid, whatever their payloads are.
+fn odd_records() -> Vec<Hand> {
+    let event = || Hand::new(2, lifecycle("step", 1, "m", "{}"));
+    let mut all: Vec<Hand> = vec![
+        Hand::new(0, b"x".to_vec()),
+        Hand::new(99, Vec::new()),
+        Hand { version: 2, ..event() },
+        Hand { version: 0, ..event() },
+        Hand { flags: 64, key: Some(b"k".repeat(256)), term: Some(u64::MAX), ..event() },
+        Hand { key: Some(Vec::new()), sequence: u64::MAX, ..event() },
+        Hand { time: i64::MAX, created: Some(i64::MAX), ..event() },
+        Hand { time: i64::MIN, created: Some(i64::MIN), ..event() },
+        Hand { flags: 2, ..Hand::new(3, Vec::new()) },
+        Hand::new(3, vec![0xed, 0xa0, 0x80]),
+        Hand::new(1, opening().payload),
+        Hand::new(5, vec![0; 8]),
+        Hand::new(5, vec![1, 9, 0, 0, 0, 0, 0, 0, 0]),
+        Hand::new(5, vec![2, 0, 0, 0, 0, 0, 0, 0]),
+        Hand::new(5, vec![0, 1, 2, 0, 0, 0, 0, 0, 0]),
+        Hand::new(5, vec![0; 9]),
+        Hand::new(2, u64::MAX.to_le_bytes().to_vec()),
+        Hand::new(2, Vec::new()),
+    ];
+    for (kind, level) in [("A", 1), ("", 1), ("a\n", 1), ("\u{e9}", 1), ("step", 4), (&"a".repeat(64), 3), (&"a".repeat(65), 3)] {
+        all.push(Hand::new(2, lifecycle(kind, level, "m", "{}")));
+    }
+    for data in [
+        "", "{", "{}}", "{,}", "[1,]", "[,1]", "{\"a\"}", "{1:2}", "NaN", "01", "1.", "-", "+1", "1e", "1e5", "-0.0E-0",
+        "tru", "true", "nullnull", "\"\\x\"", "\"\\u12\"", "\"\u{1}\"", "\"\\ud800\"", "\u{feff}{}", "'a'", "{}{}", "\"",
+        "[[[[]]]]", "[}", "{\"a\":}", "{\"a\":1,\"a\":{\"a\":[]}}", "1e999999", "\u{660}",
+    ] {
+        all.push(Hand::new(2, lifecycle("step", 1, ODD, data)));
+    }
+    all.push(Hand::new(2, lifecycle("step", 1, b"\xff", "{}")));
+    all.push(Hand::new(2, lifecycle("step", 1, "m", &format!("{}{}", "[".repeat(9_000), "]".repeat(9_000)))));
+    all
+}
+
+#[test]
+fn both_decoders_read_odd_records_alike() {
+    let Some(_) = python() else { return };
+    let one_each: Vec<Vec<Vec<u8>>> =
+        std::iter::once(opening()).chain(odd_records()).map(|record| vec![record.bytes()]).collect();
+    let dir = hand_made(&one_each);
+    assert_eq!(differences(dir.path(), true), Vec::<String>::new());
+    assert_eq!(first(dir.path(), &["verify"]).status.code(), Some(0));
+    let many = format!("{{{}\"x\":1}}", "\"x\":0,".repeat(200));
+    let deep = format!("{{\"a\":{}1{},\"z\":0}}", "[".repeat(5_000), "]".repeat(5_000));
+    for details in ["[]", "1", "{\"a\":1,\"a\":1,\"detail_a\":1}", "{\"\\u0061\":1,\"a\\/\":\"\\/\"}", &deep, &many] {
+        let head = [sized("b"), sized("r"), sized("s"), vec![0, 0, 0], sized(details)].concat();
+        let tick = Hand { stream: 0, sequence: 1, name: Some(b"timed-jobs".to_vec()), ..Hand::new(7, head) };
+        let dir = hand_made(&[vec![tick.bytes()]]);
+        assert_eq!(differences(dir.path(), true), Vec::<String>::new(), "{}", &details[..details.len().min(40)]);
+        assert!(first(dir.path(), &["rebuild"]).status.success());
+        assert_same_files(dir.path());
+    }
+}
+
+#[test]
+fn both_decoders_refuse_the_same_bodies() {
+    let Some(_) = python() else { return };
+    let event = || Hand::new(2, lifecycle("step", 1, "m", "{}"));
+    let open = opening().bytes();
+    let mut long_way = event().bytes();
+    long_way.splice(0..1, [long_way[0] | 128, 0]);
+    let bodies: Vec<(&str, Vec<Vec<u8>>)> = vec![
+        ("sequence 0", vec![Hand { sequence: 0, ..event() }.bytes()]),
+        ("a stream to come", vec![Hand { stream: 3, ..event() }.bytes()]),
+        ("a stream of nothing", vec![Hand { stream: 0, ..event() }.bytes()]),
+        ("a key too long", vec![Hand { key: Some(vec![0; 257]), ..event() }.bytes()]),
+        ("a name too long", vec![Hand { name: Some(vec![0; 513]), stream: 0, sequence: 1, ..event() }.bytes()]),
+        ("opens another", vec![Hand { name: Some(b"t/q".to_vec()), ..event() }.bytes()]),
+        ("a varint spelt long", vec![long_way]),
+        ("bytes behind", vec![event().bytes(), b"x".to_vec()]),
+        ("cut", vec![event().bytes()[..9].to_vec()]),
+        ("a payload over the limit", vec![Hand::new(3, vec![b'x'; (1 << 20) + 1]).bytes()]),
+    ];
+    for (name, body) in bodies {
+        let count = body.len();
+        let dir = hand_made(&[vec![open.clone()], body]);
+        assert_eq!(differences(dir.path(), true), Vec::<String>::new(), "{name} ({count})");
+        assert_eq!(first(dir.path(), &["verify"]).status.code(), Some(3), "{name}");
+    }
+    for body in [vec![Hand { stream: 2, ..event() }.bytes()], vec![Hand { flags: 64, ..event() }.bytes()]] {
+        assert_eq!(differences(hand_made(&[vec![open.clone()], body]).path(), true), Vec::<String>::new());
+    }
+    let reserved = hand_made(&[vec![open, Hand { flags: 128, ..event() }.bytes()]]);
+    assert_eq!(verify_differences(reserved.path(), true), Vec::<String>::new());
+    assert_eq!(first(reserved.path(), &["verify"]).status.code(), Some(6));
+}

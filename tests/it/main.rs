@@ -1,6 +1,13 @@
 //! All integration tests, in one binary.
 
-#![allow(clippy::unwrap_used, clippy::too_many_lines, reason = "a test that cannot go on says so by ending")]
+#![allow(
+    dropping_copy_types,
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    clippy::zombie_processes,
+    clippy::semicolon_if_nothing_returned,
+    reason = "a test that cannot go on says so by ending"
+)]
 
 mod cli;
 mod crash;
