@@ -15,11 +15,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ const PIPE_LEN: usize = 1 << 20;
 const GATHER: Duration = Duration::from_millis(20);
 /// From how many bytes on it does not wait any longer.
 const ENOUGH_LEN: usize = BATCH_LEN;
+/// How long the threads that watch a worker look away at most.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How long pipes are drained that somebody keeps open after the worker exited.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -278,6 +280,7 @@ pub fn record_process(
     let pipeline = Pipeline::default();
     pipeline.push(clock, started.records(&command)?, true);
     let limits = Limits { timeout_ms, grace_ms };
+    let worker = Worker::of(&child, options.own_group);
     let (mut recorder, ended, failure) = std::thread::scope(|scope| -> Result<_> {
         let journal = std::thread::Builder::new()
             .name("runwal-journal".to_owned())
@@ -286,9 +289,16 @@ pub fn record_process(
                 recorder
             })
             .map_err(|e| Error::io("starting the journal thread", e));
-        let watched = match &journal {
-            Ok(_) => watch(&mut child, clock, &pipeline, output, cancel, options, &limits),
-            Err(_) => Err(Error::new(ErrorKind::Retry, "the worker's output cannot be journaled")),
+        let watched = match (&journal, &worker) {
+            (Ok(_), Ok(worker)) => {
+                let guard = || worker.guard(clock, cancel, &pipeline, options, &limits);
+                std::thread::Builder::new()
+                    .name("runwal-guard".to_owned())
+                    .spawn_scoped(scope, guard)
+                    .map_err(|e| Error::io("starting the guarding thread", e))
+                    .and_then(|_| watch(&mut child, worker, clock, &pipeline, output))
+            }
+            _ => Err(Error::new(ErrorKind::Retry, "the worker cannot be watched, or not journaled")),
         };
         if watched.is_err() {
             end_at_once(&mut child, options.own_group);
@@ -401,20 +411,95 @@ struct Limits {
     grace_ms: u64,
 }
 
+/// What the thread that reads and the one that guards the worker know of each other.
+#[derive(Debug)]
+struct Worker {
+    pid: Option<Pid>,
+    /// Readable once the worker has exited.
+    exit: OwnedFd,
+    group: bool,
+    /// Whether it was waited for, so that its id may be another's.
+    gone: Mutex<bool>,
+    timed_out: AtomicBool,
+    /// The signal it was cancelled with; 0 for none.
+    cancelled: AtomicI32,
+}
+
+impl Worker {
+    fn of(child: &Child, group: bool) -> Result<Self> {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let exit = pid
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .ok_or_else(|| Error::new(ErrorKind::Retry, "the worker's process cannot be watched"))?;
+        let (gone, timed_out, cancelled) = (Mutex::new(false), AtomicBool::new(false), AtomicI32::new(0));
+        Ok(Self { pid, exit, group, gone, timed_out, cancelled })
+    }
+
+    fn signal(&self, signal: Signal) {
+        let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*gone {
+            signal_worker(self.pid, self.group, signal);
+        }
+    }
+
+    fn wait(&self, child: &mut Child) -> Result<ExitStatus> {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = child.wait().map_err(|e| Error::io("waiting for the worker", e))?;
+        *gone = true;
+        Ok(status)
+    }
+
+    /// Ends the worker when its time is up, hands signals on, and ends it for good once its grace
+    /// is over: in a thread of its own, as the one that reads may be waiting for whoever reads our
+    /// output, or for the disk.
+    fn guard(
+        &self,
+        clock: &dyn Clock,
+        cancel: &Cancel,
+        pipeline: &Pipeline,
+        options: &ProcessOptions,
+        limits: &Limits,
+    ) {
+        let start = clock.monotonic_ns();
+        let since = |from: u64| clock.monotonic_ns().saturating_sub(from) / 1_000_000;
+        let mut stopping = None;
+        loop {
+            let mut fds = [
+                PollFd::new(&self.exit, PollFlags::IN),
+                PollFd::from_borrowed_fd(cancel.0.wake.as_fd(), PollFlags::IN),
+            ];
+            // An interrupted poll is looked at as one whose time was up.
+            let _ = poll(&mut fds, Some(&PATIENCE));
+            if !fds[0].revents().is_empty() {
+                return;
+            }
+            if let Some(number) = cancel.take() {
+                self.cancelled.store(number, Ordering::SeqCst);
+                stopping.get_or_insert(clock.monotonic_ns());
+                self.signal(Signal::from_named_raw(number).unwrap_or(Signal::TERM));
+            }
+            let failed = options.stop_on_failure && pipeline.hold().failed.is_some();
+            let late = limits.timeout_ms.is_some_and(|limit| since(start) >= limit);
+            if stopping.is_none() && (failed || late) {
+                self.timed_out.store(late && !failed, Ordering::SeqCst);
+                stopping = Some(clock.monotonic_ns());
+                self.signal(Signal::TERM);
+            }
+            if stopping.is_some_and(|at| since(at) >= limits.grace_ms) {
+                self.signal(Signal::KILL);
+            }
+        }
+    }
+}
+
 /// Reads the pipes until the worker is gone and they are drained.
 fn watch(
     child: &mut Child,
+    worker: &Worker,
     clock: &dyn Clock,
     pipeline: &Pipeline,
     output: &mut dyn Output,
-    cancel: &Cancel,
-    options: &ProcessOptions,
-    limits: &Limits,
 ) -> Result<Ended> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let exit = pid
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
-        .ok_or_else(|| Error::new(ErrorKind::Io, "the worker's process cannot be watched"))?;
     for pipe in [child.stdout.as_ref().map(AsFd::as_fd), child.stderr.as_ref().map(AsFd::as_fd)] {
         // Refused where the user's pipes hold much already; then it is read in more pieces.
         let _ = pipe.map(|pipe| rustix::pipe::fcntl_setpipe_size(pipe, PIPE_LEN));
@@ -422,12 +507,8 @@ fn watch(
     let mut watch = Watch {
         pipes: [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)],
         buffer: vec![0; CHUNK_LEN],
-        stop: None,
-        timed_out: false,
-        cancelled: None,
         told_failure: false,
     };
-    let start = clock.monotonic_ns();
     let since = |from: u64| clock.monotonic_ns().saturating_sub(from) / 1_000_000;
     let mut status = None;
     let mut exited_at = 0;
@@ -435,38 +516,18 @@ fn watch(
         if let Some(status) = status {
             let drained = watch.pipes.iter().all(Option::is_none);
             if drained || u128::from(since(exited_at)) >= DRAIN.as_millis() {
-                let Watch { timed_out, cancelled, .. } = watch;
+                let timed_out = worker.timed_out.load(Ordering::SeqCst);
+                let cancelled = Some(worker.cancelled.load(Ordering::SeqCst)).filter(|signal| *signal != 0);
                 return Ok(Ended { status, timed_out, cancelled, drained });
             }
         }
-        if watch.wait(&exit, cancel, status.is_some(), clock, pipeline, output)? && status.is_none() {
-            status = Some(child.wait().map_err(|e| Error::io("waiting for the worker", e))?);
+        if watch.wait(&worker.exit, status.is_some(), clock, pipeline, output)? && status.is_none() {
+            status = Some(worker.wait(child)?);
             exited_at = clock.monotonic_ns();
-        }
-        if status.is_some() {
-            continue;
-        }
-        let send = |signal: Signal| signal_worker(pid, options.own_group, signal);
-        if let Some(number) = cancel.take() {
-            watch.cancelled = Some(number);
-            watch.stop.get_or_insert(clock.monotonic_ns());
-            send(Signal::from_named_raw(number).unwrap_or(Signal::TERM));
         }
         if let Some(error) = pipeline.hold().failed.as_ref().filter(|_| !watch.told_failure) {
             watch.told_failure = true;
             output.engine_failed(error);
-            if options.stop_on_failure {
-                watch.stop.get_or_insert(clock.monotonic_ns());
-                send(Signal::TERM);
-            }
-        }
-        if watch.stop.is_none() && limits.timeout_ms.is_some_and(|limit| since(start) >= limit) {
-            watch.timed_out = true;
-            watch.stop = Some(clock.monotonic_ns());
-            send(Signal::TERM);
-        }
-        if watch.stop.is_some_and(|at| since(at) >= limits.grace_ms) {
-            send(Signal::KILL);
         }
     }
 }
@@ -493,10 +554,6 @@ fn signal_worker(pid: Option<Pid>, group: bool, signal: Signal) {
 struct Watch {
     pipes: [Option<OwnedFd>; 2],
     buffer: Vec<u8>,
-    /// When the worker was first asked to stop.
-    stop: Option<u64>,
-    timed_out: bool,
-    cancelled: Option<i32>,
     told_failure: bool,
 }
 
@@ -506,7 +563,6 @@ impl Watch {
     fn wait(
         &mut self,
         exit: &OwnedFd,
-        cancel: &Cancel,
         exited: bool,
         clock: &dyn Clock,
         pipeline: &Pipeline,
@@ -521,13 +577,10 @@ impl Watch {
                 pipes.push(i);
             }
         }
-        let wake: BorrowedFd<'_> = cancel.0.wake.as_fd();
         if !exited {
             fds.push(PollFd::new(exit, PollFlags::IN));
-            fds.push(PollFd::from_borrowed_fd(wake, PollFlags::IN));
         }
-        let patience = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-        match poll(&mut fds, Some(&patience)) {
+        match poll(&mut fds, Some(&PATIENCE)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::io("waiting for the worker's output", e.into())),
         }

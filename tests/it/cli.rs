@@ -890,3 +890,34 @@ fn the_last_lines_backwards_are_the_last_lines() {
     let cursor = format!("{}:{}", "0".repeat(32), u64::MAX);
     place.ends(2, &["log", "--after-cursor", &cursor]);
 }
+
+#[test]
+fn a_timeout_ends_the_worker_also_while_nobody_reads_our_output() {
+    let place = Place::new();
+    let mut child = place
+        .command(&[
+            "-q",
+            "run",
+            "--task",
+            "t",
+            "--run",
+            "r",
+            "--timeout",
+            "200ms",
+            "--grace",
+            "100ms",
+            "--",
+            "yes",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Nothing is read until the worker is gone.
+    wait_until("the worker's start", || !processes_of("r").is_empty());
+    wait_until("the worker's end", || processes_of("r").is_empty());
+    let mut rest = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(124));
+    let runs = place.json(0, &["-o", "json", "runs"]);
+    assert_eq!((&runs[0]["status"], &runs[0]["signal"]), (&"failed".into(), &"SIGTERM".into()));
+}
