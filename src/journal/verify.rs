@@ -8,6 +8,9 @@ use crate::error::Result;
 use crate::format::Flaw;
 use crate::position::Position;
 
+/// How many files that only have a segment's name are listed one by one.
+const MAX_STRAYS: u64 = 1_000;
+
 /// What a journal is, as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -75,12 +78,18 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
         damage: Vec::new(),
         notes: Vec::new(),
     };
+    let mut strays = 0;
     for number in segment_numbers(&*disk)? {
         found.segments += 1;
         if let Some(stat) = disk.stat(&segment::file_name(number))?.filter(|s| s.kind == Kind::File) {
             found.bytes += stat.len;
         }
-        check_segment(handle, number, &mut found)?;
+        check_segment(handle, number, &mut strays, &mut found)?;
+    }
+    if strays > MAX_STRAYS {
+        found
+            .notes
+            .push(format!("{} more files have the names of segments and are none", strays - MAX_STRAYS));
     }
     let mut walker = Walker::from_segment(1).with_digests();
     let mut at = 0;
@@ -155,7 +164,12 @@ fn judge(found: &mut Verification, handle: &ReadHandle, tail: Option<super::read
 
 /// What a scan of batches does not look at: the second copy of the header, the links between
 /// segments, the footer.
-fn check_segment(handle: &mut ReadHandle, number: u64, found: &mut Verification) -> Result<()> {
+fn check_segment(
+    handle: &mut ReadHandle,
+    number: u64,
+    strays: &mut u64,
+    found: &mut Verification,
+) -> Result<()> {
     let disk = std::sync::Arc::clone(handle.disk());
     let segment = match Segment::open(&*disk, number, Open::Read) {
         Ok(segment) => segment,
@@ -163,8 +177,10 @@ fn check_segment(handle: &mut ReadHandle, number: u64, found: &mut Verification)
         // Behind the active segment no walk comes by; before it the walk knows what is lost.
         Err(unopened) => {
             if number > handle.active() {
-                let reason = unopened.into_error(number).message();
-                found.damage.push(Damage::new(number, 0, reason));
+                *strays += 1;
+                if *strays <= MAX_STRAYS {
+                    found.damage.push(unopened.into_damage(number)?);
+                }
             }
             return Ok(());
         }

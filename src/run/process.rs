@@ -316,12 +316,7 @@ pub fn record_process(
     }
     let mut rest: Vec<NewRecord> = pipeline.hold().records.drain(..).collect();
     rest.extend(ended.exited_records(&summary)?);
-    let (outcome, ok) = match ended {
-        Ended { cancelled: Some(_), .. } => (Outcome::Cancelled, false),
-        Ended { timed_out: true, .. } => (Outcome::Failed, false),
-        Ended { status, .. } if status.success() => (Outcome::Completed, true),
-        Ended { .. } => (Outcome::Failed, false),
-    };
+    let (outcome, ok) = ended.outcome();
     let status = ended.status;
     let end = End::new(outcome, summary).ok(ok).exit_code(status.code()).after(rest);
     match recorder.finish(end) {
@@ -618,6 +613,16 @@ impl Watch {
 }
 
 impl Ended {
+    /// What its end says without the worker's own word, and whether it is ok.
+    fn outcome(&self) -> (Outcome, bool) {
+        match self {
+            Self { cancelled: Some(_), .. } => (Outcome::Cancelled, false),
+            Self { timed_out: true, .. } => (Outcome::Failed, false),
+            Self { status, .. } if status.success() => (Outcome::Completed, true),
+            Self { .. } => (Outcome::Failed, false),
+        }
+    }
+
     fn summary(&self, duration_ms: u64) -> String {
         let after = format!("after {}.{} s", duration_ms / 1000, duration_ms % 1000 / 100);
         match (self.status.code(), self.status.signal()) {
