@@ -6,7 +6,7 @@
 
 use super::recorder::{End, Outcome, Recorder, RunRequest, RunResult, host_name};
 use crate::clock::Clock;
-use crate::engine::{Engine, NewRecord};
+use crate::engine::{Engine, NewRecord, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processes::{RECORDER_VARIABLE, RUN_VARIABLE, identity};
 use crate::record::{Body, Channel, Level, Lifecycle, StatePatch, Status, event};
@@ -336,15 +336,36 @@ fn failed_in_mid_run(error: Error, ended: &Ended) -> Error {
         .hint("What was acknowledged before is safe. Opening the journal again ends this run as interrupted.")
 }
 
-/// The journaling thread: batches until the pipeline is closed or the journal fails.
+/// The journaling thread: batches until the pipeline is closed or the journal fails. The next batch
+/// is encoded while the one before is being synced, by a second thread.
 fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Recorder) {
-    while let Some(batch) = pipeline.next(clock) {
-        let len = batch.iter().map(record_len).sum();
-        match recorder.append(batch) {
-            Ok(_) => pipeline.written(len),
-            Err(error) => return pipeline.fail(error),
+    std::thread::scope(|scope| {
+        let (tickets, waiting) = std::sync::mpsc::sync_channel::<(Ticket, usize)>(0);
+        let committer = std::thread::Builder::new().name("runwal-commit".to_owned());
+        let started = committer.spawn_scoped(scope, move || {
+            for (ticket, len) in waiting {
+                match ticket.wait() {
+                    Ok(_) => pipeline.written(len),
+                    Err(error) => return pipeline.fail(error),
+                }
+            }
+        });
+        if let Err(error) = started {
+            return pipeline.fail(Error::io("starting the committing thread", error));
         }
-    }
+        while let Some(batch) = pipeline.next(clock) {
+            let len = batch.iter().map(record_len).sum();
+            match recorder.submit(&batch) {
+                Ok(ticket) => {
+                    // A committer that is gone has said why.
+                    if tickets.send((ticket, len)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => return pipeline.fail(error),
+            }
+        }
+    });
 }
 
 fn spawn(

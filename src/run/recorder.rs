@@ -1,6 +1,6 @@
 //! The recorder of one run: the only writer of its stream.
 
-use crate::engine::{Ending, Engine, NewRecord, Receipt, ending_data, ending_records, preview};
+use crate::engine::{Ending, Engine, NewRecord, Receipt, Ticket, ending_data, ending_records, preview};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
 use crate::projection::{Counts, RENDERER, RunFold, summary_json};
@@ -265,6 +265,15 @@ impl Recorder {
         records.iter().for_each(|record| preview(&mut self.fold, record, now));
         self.last = receipt;
         Ok(receipt)
+    }
+
+    /// Hands records in without waiting for them to be durable. What comes behind them counts on
+    /// them: if the ticket fails, everything after it does.
+    pub(super) fn submit(&mut self, records: &[NewRecord]) -> Result<Ticket> {
+        let now = self.engine.world().clock.now();
+        let ticket = self.engine.submit(self.stream, self.fold.last_seq().next(), records)?;
+        records.iter().for_each(|record| preview(&mut self.fold, record, now));
+        Ok(ticket)
     }
 
     /// Records a lifecycle event.
