@@ -766,7 +766,11 @@ fn a_signal_is_handed_on_and_the_run_ends_as_cancelled() {
 #[test]
 fn a_stopped_recorder_keeps_nobody_waiting() {
     let place = Place::new();
-    let script = "n=0; while [ $n -lt 3000 ]; do echo $n; n=$((n+1)); done";
+    // The worker goes on once it is let, so that the signal finds a recorder at work.
+    let script = "n=0; while [ $n -lt 1500 ]; do echo $n; n=$((n+1)); done; read go < gate; \
+                  while [ $n -lt 3000 ]; do echo $n; n=$((n+1)); done";
+    let gate = place.0.path().join("gate");
+    assert!(Command::new("mkfifo").arg(&gate).status().unwrap().success());
     let mut child = place
         .command(&["-q", "run", "--task", "t", "--run", "stopped", "--", "sh", "-c", script])
         .stdout(Stdio::piped())
@@ -788,6 +792,7 @@ fn a_stopped_recorder_keeps_nobody_waiting() {
     // Stopped within a commit it would hold the lock, and this would wait for half a minute.
     assert_eq!(place.record("beside", "echo beside").status.code(), Some(0));
     signal("-CONT");
+    fs::write(&gate, "go\n").unwrap();
     let mut rest = String::new();
     lines.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
