@@ -608,13 +608,13 @@ fn a_follower_sees_each_record_once_in_order_and_ends_with_the_run() {
     let place = Place::new();
     place.record("before", "true");
     let mut follower = place
-        .command(&["log", "-f", "-n", "0", "-o", "json"])
+        .command(&["log", "-f", "-n", "all", "-o", "json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines();
-    // It has begun once it shows something; what was before it is not shown.
+    // However late it begins, it shows what was there and then what comes.
     place.record("live", "for i in 1 2 3; do echo $i; sleep 0.05; done");
     let all = place.json(0, &["log", "-o", "json", "t/live"]);
     let mut seen = Vec::new();
