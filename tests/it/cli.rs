@@ -908,7 +908,7 @@ fn a_timeout_ends_the_worker_also_while_nobody_reads_our_output() {
             "--run",
             "r",
             "--timeout",
-            "200ms",
+            "3s",
             "--grace",
             "100ms",
             "--",
