@@ -50,7 +50,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `cli` (default) | the command-line tool |
-//! | `tokio` | [`async_engine::AsyncEngine`](https://docs.rs/runwal) |
+//! | `tokio` | `async_engine::AsyncEngine` |
 //! | `testing` | a simulated disk, a crash explorer and the conformance suite for disks |
 
 #[cfg(not(target_pointer_width = "64"))]

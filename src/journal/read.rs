@@ -303,15 +303,7 @@ pub(crate) struct Walker {
 impl Walker {
     /// From the batch that holds `position`, or the first one.
     pub(crate) fn from(handle: &mut ReadHandle, position: Position) -> Result<Self> {
-        let mut walker = Self {
-            number: 1,
-            scanner: None,
-            from: None,
-            last: Position::ZERO,
-            chain: None,
-            salt: None,
-            digests: false,
-        };
+        let mut walker = Self::from_segment(1);
         if position.0 > 1
             && let Some(view) = handle.view()
         {

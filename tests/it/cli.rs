@@ -854,13 +854,12 @@ fn a_journal_removed_while_it_is_written_is_told() {
 }
 
 #[test]
-fn files_that_cannot_be_written_stop_no_recording() {
+fn a_run_whose_folder_is_removed_meanwhile_is_recorded_all_the_same() {
     let place = Place::new();
     place.record("a", "echo one");
     let state = place.data().join("runs/t/a/state.json");
     fs::remove_file(&state).unwrap();
-    // A folder in which nothing can be made, also not by root: a file stands where the cache is,
-    // and another where the run's folder should be, over and over.
+    // The worker takes the folders away that its own files are published to.
     let script = format!("rm -r {0}; echo two", place.data().join("runs").display());
     let output = place.record("b", &script);
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "two\n".to_owned()), "{output:?}");
