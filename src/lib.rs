@@ -83,4 +83,4 @@ pub mod testing;
 
 pub use engine::{Engine, Log, Options};
 pub use error::{Error, ErrorKind};
-pub use journal::{Damage, JournalOptions, Receipt, Verdict, Verification};
+pub use journal::{Damage, JournalOptions, Receipt, Spares, Verdict, Verification};

@@ -141,22 +141,16 @@ impl BatchHeader {
     /// Where in `bytes`, the first of which stands at `offset`, the next valid header begins:
     /// how reading goes on behind damage.
     pub fn find(bytes: &[u8], site: &Site, offset: u64) -> Option<usize> {
-        let mut from = 0;
-        while let Some(at) = bytes[from..].iter().position(|b| *b == MAGIC[0]).map(|at| from + at) {
+        for at in memchr::memmem::find_iter(bytes, &MAGIC) {
             let candidate = &bytes[at..];
             // A header cut off by the end of `bytes` is found from the next piece.
             if candidate.len() < BATCH_HEADER_LEN {
                 return None;
             }
-            if candidate.starts_with(&MAGIC)
-                && !matches!(
-                    Self::decode(candidate, site, offset + at as u64),
-                    Err(Flaw::Garbage(_) | Flaw::Absent)
-                )
-            {
+            let decoded = Self::decode(candidate, site, offset + at as u64);
+            if !matches!(decoded, Err(Flaw::Garbage(_) | Flaw::Absent)) {
                 return Some(at);
             }
-            from = at + 1;
         }
         None
     }

@@ -5,6 +5,7 @@ mod giving_up;
 use super::mark::{Lock, MarkFile, MarkView, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
+use super::spare::{Blank, Filler};
 use super::view::{View, bound_of, is_foreign, newest};
 use super::{Batch, JournalOptions, OpenReport, Receipt, Recovered};
 use crate::clock::{Clock, Entropy};
@@ -22,6 +23,9 @@ use std::sync::Arc;
 const MAX_ROUNDS: usize = 6;
 /// The most bytes written before a sync.
 const MAX_GROUP_LEN: u64 = 16 << 20;
+/// Up to which length, on average, groups gain from blocks that were written before: a flood would
+/// write all of it twice.
+const SMALL_GROUP_LEN: u64 = 256 << 10;
 /// From which length on a body is written by a call of its own instead of being copied.
 const LONG_BODY_LEN: usize = 64 << 10;
 
@@ -110,6 +114,15 @@ pub(super) struct Core {
     mark_view: MarkView,
     pub(super) view: Option<View>,
     poisoned: Option<String>,
+    filler: Filler,
+    written: Written,
+}
+
+/// What this process wrote since it last rolled.
+#[derive(Debug, Default)]
+struct Written {
+    groups: u64,
+    len: u64,
 }
 
 /// Batches accepted into the group that is being gathered.
@@ -146,8 +159,19 @@ impl Core {
         disk.create_dir(FOLDER)?;
         let lock = Lock::open(&*disk, true)?.ok_or_else(|| Error::misuse("the lock file cannot be made"))?;
         let mark = create_mark(&*disk)?;
-        let mark_view = MarkView::ABSENT;
-        Ok(Self { disk, clock, entropy, options, lock, mark, mark_view, view: None, poisoned: None })
+        Ok(Self {
+            disk,
+            clock,
+            entropy,
+            options,
+            lock,
+            mark,
+            mark_view: MarkView::ABSENT,
+            view: None,
+            poisoned: None,
+            filler: Filler::default(),
+            written: Written::default(),
+        })
     }
 
     /// Runs `work` with the lock held and everything of others caught up with.
@@ -271,7 +295,8 @@ impl Core {
             core.disk.sync_dir(".")?;
             let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
             header.capacity = core.options.first_capacity;
-            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
+            let blank = Blank::fresh(&*core.disk, &*core.entropy)?;
+            let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &[])?;
             core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             Ok(())
         })
@@ -291,7 +316,8 @@ impl Core {
             let mut header = recovery::successor(old, &found.proven, salt, &*core.clock)?;
             header.epoch += 1;
             header.born_upto = found.good.position;
-            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &copies)?;
+            let blank = Blank::fresh(&*core.disk, &*core.entropy)?;
+            let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &copies)?;
             let mark = core.mark.read()?;
             core.mark.publish(&mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             report.recovered.push(Recovered {
@@ -433,6 +459,7 @@ impl Core {
             core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
             Ok(())
         })?;
+        self.written = Written { groups: self.written.groups + 1, len: self.written.len + len };
         for batch in batches {
             self.view()?.added(batch.offset, &batch.header, &batch.body)?;
             tell(batch.nth, Ok(batch.receipt));
@@ -459,13 +486,24 @@ impl Core {
                     .map_err(|_| Error::new(ErrorKind::Full, "the index of a segment is too long"))?,
                 None => 0,
             };
-            header.capacity = old.capacity.saturating_mul(4).min(max).max(old.capacity);
-            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
+            header.capacity = grown(old.capacity, max);
+            let blank = match Blank::spare(&*core.disk, &*core.entropy, header.capacity) {
+                Ok(Some(spare)) => spare,
+                // Whatever is wrong with a spare, the journal does not need one.
+                Ok(None) | Err(_) => Blank::fresh(&*core.disk, &*core.entropy)?,
+            };
+            let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &[])?;
             let mark = mark_at(&segment.header, &spot);
             core.mark_view = core.mark.publish(&core.mark_view, mark, &*core.entropy)?;
             core.view()?.enter(segment);
             Ok(())
-        })
+        })?;
+        let written = std::mem::take(&mut self.written);
+        if written.len / written.groups.max(1) < SMALL_GROUP_LEN {
+            let len = grown(self.view()?.segment.header.capacity, self.options.max_capacity);
+            self.filler.ask(&self.disk, &*self.entropy, len, self.options.spares);
+        }
+        Ok(())
     }
 
     /// Runs what writes. Any error in it poisons: what is on the disk is not known any more, and
@@ -555,6 +593,11 @@ fn mark_at(header: &SegmentHeader, end: &Spot) -> Mark {
         position: end.position,
         chain: recovery::chain_at(end),
     }
+}
+
+/// The capacity of the segment after one of this capacity.
+fn grown(capacity: u64, max: u64) -> u64 {
+    capacity.saturating_mul(4).min(max).max(capacity)
 }
 
 fn next(position: Position) -> Result<Position> {

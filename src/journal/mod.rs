@@ -12,10 +12,12 @@ mod mark;
 pub(crate) mod read;
 mod recovery;
 pub(crate) mod segment;
+mod spare;
 pub(crate) mod verify;
 mod view;
 
 pub use segment::Damage;
+pub use spare::Spares;
 pub use verify::{Verdict, Verification};
 
 use self::core::{Answer, Core, Encoded};
@@ -41,11 +43,18 @@ pub struct JournalOptions {
     pub first_capacity: u64,
     /// The capacity segments grow to, fourfold each. Default and limit: 64 MiB.
     pub max_capacity: u64,
+    /// Who fills the next segment ahead of time. Default: a thread.
+    pub spares: Spares,
 }
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self { patience: Duration::from_secs(30), first_capacity: FIRST_CAPACITY, max_capacity: MAX_CAPACITY }
+        Self {
+            patience: Duration::from_secs(30),
+            first_capacity: FIRST_CAPACITY,
+            max_capacity: MAX_CAPACITY,
+            spares: Spares::default(),
+        }
     }
 }
 

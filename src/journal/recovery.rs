@@ -18,6 +18,7 @@
 
 use super::mark::{Activity, MarkView, Standing};
 use super::segment::{Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, file_name};
+use super::spare::Blank;
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
@@ -253,13 +254,13 @@ pub(crate) fn first_header(entropy: &dyn Entropy, clock: &dyn Clock) -> Result<S
 
 /// Makes a segment durable under its name: written whole under a temporary one, synced, renamed,
 /// directory synced. Answers with the segment and the place behind the copies.
-pub(crate) fn create_segment(
+pub(super) fn create_segment(
     disk: &dyn Disk,
-    entropy: &dyn Entropy,
+    blank: Blank,
     header: SegmentHeader,
     copies: &[(BatchHeader, Vec<u8>)],
 ) -> Result<(Segment, Spot)> {
-    let temporary = format!("{FOLDER}/tmp-{:016x}", entropy.number()?);
+    let Blank { name: temporary, file } = blank;
     let mut bytes = header.encode();
     let mut spot = Spot::start(&header);
     for (batch, body) in copies {
@@ -269,7 +270,6 @@ pub(crate) fn create_segment(
         spot = Spot { offset: bytes.len() as u64, position: batch.last_position(), chain: Some(batch.chain) };
     }
     debug_assert!(bytes.len() as u64 >= SEGMENT_DATA_START);
-    let file = disk.open(&temporary, Open::CreateNew)?;
     file.write_at(&bytes, 0)?;
     file.sync()?;
     let name = file_name(header.segment);

@@ -99,7 +99,7 @@ const ENOSPC: i32 = 28;
 
 /// The operations of a workload that nothing disturbs.
 pub fn operations(workload: &Workload) -> Vec<Operation> {
-    let mut stage = Stage::new(workload.capacity.0, workload.capacity.1);
+    let mut stage = (workload.setting)();
     (workload.before)(&mut stage);
     stage.world.record();
     (workload.act)(&mut stage);
@@ -108,7 +108,7 @@ pub fn operations(workload: &Workload) -> Vec<Operation> {
 
 /// Explores one workload.
 pub fn explore(workload: &Workload, bounds: &Bounds) -> Explored {
-    let mut base = Stage::new(workload.capacity.0, workload.capacity.1);
+    let mut base = (workload.setting)();
     (workload.before)(&mut base);
     let mut explorer = Explorer { bounds, found: Explored::default(), seen: BTreeSet::new() };
     explorer.complain(workload.name, &base.problems);

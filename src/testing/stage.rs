@@ -6,7 +6,7 @@ use crate::disk::sim::{SimDisk, SimWorld};
 use crate::engine::{Engine, Entry, Log, NewRecord, Options, World};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Draft, Target};
-use crate::journal::{Batch, Journal, JournalOptions, Receipt, Verdict};
+use crate::journal::{Batch, Journal, JournalOptions, Receipt, Spares, Verdict};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::record::{
     Body, Channel, Id, JsonText, Level, Lifecycle, Record, RunName, RunPrepared, Tick, kind, terminal,
@@ -58,9 +58,16 @@ impl Stage {
             retries: 0,
             seeds: 0,
             bodies: 0,
-            journal: JournalOptions { patience, first_capacity, max_capacity },
+            journal: JournalOptions { patience, first_capacity, max_capacity, spares: Spares::Never },
             faulty: false,
         }
+    }
+
+    /// The same where the next segment is filled ahead of time, by whoever rolls.
+    #[must_use]
+    pub fn with_spares(mut self) -> Self {
+        self.journal.spares = Spares::Inline;
+        self
     }
 
     /// The same with other random numbers.

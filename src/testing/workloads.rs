@@ -7,37 +7,40 @@ use super::stage::Stage;
 pub struct Workload {
     /// What it is called in reports.
     pub name: &'static str,
-    /// The capacities of segments: the first one's, and what they grow to.
-    pub capacity: (u64, u64),
+    /// How the journal is set up.
+    pub setting: fn() -> Stage,
     /// Done undisturbed.
     pub before: fn(&mut Stage),
     /// Done with one fault at one operation.
     pub act: fn(&mut Stage),
 }
 
-const ROOMY: (u64, u64) = (64 << 10, 64 << 10);
-const NARROW: (u64, u64) = (1400, 1400);
+const ROOMY: fn() -> Stage = || Stage::new(64 << 10, 64 << 10);
+const NARROW: fn() -> Stage = || Stage::new(1400, 1400);
+const SPARES: fn() -> Stage = || Stage::new(1400, 1400).with_spares();
 
 /// All of them.
 pub const ALL: &[Workload] = &[
-    Workload { name: "create", capacity: ROOMY, before: nothing, act: open_and_close },
-    Workload { name: "appends", capacity: ROOMY, before: nothing, act: appends },
-    Workload { name: "continue", capacity: ROOMY, before: a_run_that_ended, act: appends },
-    Workload { name: "large", capacity: ROOMY, before: a_run_that_ended, act: large_batch },
-    Workload { name: "group", capacity: ROOMY, before: nothing, act: group },
-    Workload { name: "roll", capacity: NARROW, before: a_run_that_ended, act: rolls },
-    Workload { name: "ticks", capacity: NARROW, before: a_run_that_ended, act: ticks },
-    Workload { name: "dead-recorder", capacity: ROOMY, before: a_run_without_end, act: open_and_close },
-    Workload { name: "dead-narrow", capacity: NARROW, before: a_run_without_end, act: appends },
-    Workload { name: "next-boot", capacity: ROOMY, before: another_boot, act: appends },
-    Workload { name: "doubt-next-boot", capacity: ROOMY, before: doubt_then_boot, act: reading_then_writing },
-    Workload { name: "doubt-same-boot", capacity: ROOMY, before: doubt, act: reading_then_writing },
-    Workload { name: "two-processes", capacity: ROOMY, before: nothing, act: two_processes },
-    Workload { name: "two-narrow", capacity: NARROW, before: a_run_that_ended, act: two_processes },
-    Workload { name: "two-mounts", capacity: ROOMY, before: another_boot, act: two_mounts },
-    Workload { name: "readers", capacity: NARROW, before: a_run_that_ended, act: readers_between },
-    Workload { name: "copied", capacity: ROOMY, before: a_copy, act: appends },
-    Workload { name: "after-roll-crash", capacity: NARROW, before: roll_cut_short, act: appends },
+    Workload { name: "create", setting: ROOMY, before: nothing, act: open_and_close },
+    Workload { name: "appends", setting: ROOMY, before: nothing, act: appends },
+    Workload { name: "continue", setting: ROOMY, before: a_run_that_ended, act: appends },
+    Workload { name: "large", setting: ROOMY, before: a_run_that_ended, act: large_batch },
+    Workload { name: "group", setting: ROOMY, before: nothing, act: group },
+    Workload { name: "roll", setting: NARROW, before: a_run_that_ended, act: rolls },
+    Workload { name: "ticks", setting: NARROW, before: a_run_that_ended, act: ticks },
+    Workload { name: "dead-recorder", setting: ROOMY, before: a_run_without_end, act: open_and_close },
+    Workload { name: "dead-narrow", setting: NARROW, before: a_run_without_end, act: appends },
+    Workload { name: "next-boot", setting: ROOMY, before: another_boot, act: appends },
+    Workload { name: "doubt-next-boot", setting: ROOMY, before: doubt_then_boot, act: reading_then_writing },
+    Workload { name: "doubt-same-boot", setting: ROOMY, before: doubt, act: reading_then_writing },
+    Workload { name: "two-processes", setting: ROOMY, before: nothing, act: two_processes },
+    Workload { name: "two-narrow", setting: NARROW, before: a_run_that_ended, act: two_processes },
+    Workload { name: "two-mounts", setting: ROOMY, before: another_boot, act: two_mounts },
+    Workload { name: "readers", setting: NARROW, before: a_run_that_ended, act: readers_between },
+    Workload { name: "copied", setting: ROOMY, before: a_copy, act: appends },
+    Workload { name: "after-roll-crash", setting: NARROW, before: roll_cut_short, act: appends },
+    Workload { name: "spares", setting: SPARES, before: a_run_that_ended, act: rolls },
+    Workload { name: "spares-of-others", setting: SPARES, before: a_spare_of_the_dead, act: appends },
 ];
 
 fn nothing(_: &mut Stage) {}
@@ -200,6 +203,16 @@ fn readers_between(stage: &mut Stage) {
 fn a_copy(stage: &mut Stage) {
     a_run_that_ended(stage);
     stage.world = stage.world.copy_to_new_inodes();
+}
+
+/// A writer that rolled, and died with a spare made and a run under way.
+fn a_spare_of_the_dead(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "left");
+    for len in [200, 700] {
+        stage.append(&writer, run, &[len]);
+    }
+    writer.disk.kill();
 }
 
 /// A roll that died before the next segment had its name.

@@ -1,6 +1,5 @@
 //! The library as an embedder uses it.
 
-use runwal::ErrorKind;
 use runwal::async_engine::AsyncEngine;
 use runwal::engine::{Engine, Entry, Log, NewRecord, Options};
 use runwal::position::{Position, Seq, Time};
@@ -9,6 +8,8 @@ use runwal::record::{
     Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, StatePatch, Status, Tick,
 };
 use runwal::run::{End, Outcome, Recorder, RunRequest};
+use runwal::{ErrorKind, JournalOptions, Spares, Verdict};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 fn request(run: &str) -> RunRequest {
@@ -230,4 +231,67 @@ async fn many_tasks_share_syncs_and_a_dropped_future_leaves_no_half_record() {
         assert!(!matches!(record.body, Body::Chunk(Channel::Stderr, _)));
         next += 1;
     }
+}
+
+/// Segments are made of spares on the operating system's disk too, by whichever process rolls; one
+/// of a wrong length is not used, and whatever else has such a name stays where it is.
+#[test]
+fn the_next_segment_is_made_of_the_spare() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("data/journal");
+    let capacity = 8 << 10;
+    let setting = |spares| {
+        let journal = JournalOptions {
+            first_capacity: capacity,
+            max_capacity: capacity,
+            spares,
+            ..JournalOptions::default()
+        };
+        Options { journal, ..Options::default() }
+    };
+    let fill = |spares, run: &str| {
+        let (engine, _) = Engine::open(dir.path().join("data"), setting(spares)).unwrap();
+        let mut run = Recorder::prepare(&engine, request(run)).unwrap();
+        for _ in 0..12 {
+            run.chunk(Channel::Stdout, &[b'x'; 1000]).unwrap();
+        }
+        run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+        engine.close().unwrap();
+    };
+    let names = || -> Vec<(String, u64)> {
+        let entries = std::fs::read_dir(&journal).unwrap().map(Result::unwrap);
+        let mut names: Vec<_> = entries
+            .map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len()))
+            .filter(|(name, _)| name.starts_with("spare-") || name.ends_with(".seg"))
+            .collect();
+        names.sort();
+        names
+    };
+    fill(Spares::Never, "a");
+    assert!(names().iter().all(|(name, _)| !name.starts_with("spare-")));
+    fill(Spares::Inline, "b");
+    let spare = names().pop().unwrap();
+    assert!(spare.0.starts_with("spare-") && spare.1 == capacity, "{spare:?}");
+    let inode = std::fs::metadata(journal.join(&spare.0)).unwrap().ino();
+    std::fs::create_dir(journal.join("spare-directory")).unwrap();
+    std::fs::write(journal.join("spare-0-short"), b"short").unwrap();
+    // Another process of its own mind about spares still takes the one that is there.
+    fill(Spares::Never, "c");
+    let made = names().iter().any(|(name, len)| {
+        let there = std::fs::metadata(journal.join(name)).unwrap();
+        name.ends_with(".seg") && there.ino() == inode && *len == capacity
+    });
+    assert!(made, "{:?}", names());
+    assert!(journal.join("spare-directory").is_dir());
+    assert!(!journal.join("spare-0-short").exists());
+    let mut log = Log::open(dir.path().join("data")).unwrap();
+    let found = log.verify(&mut |_| {}).unwrap();
+    assert_eq!((found.verdict, found.damage.len(), found.notes.len()), (Verdict::Clean, 0, 0), "{found:?}");
+    // A thread makes the same, and ends with the engine.
+    fill(Spares::Thread, "d");
+    assert!(
+        !std::fs::read_dir(&journal)
+            .unwrap()
+            .any(|e| { e.unwrap().file_name().to_string_lossy().starts_with("tmp-") })
+    );
 }

@@ -9,6 +9,7 @@ use crate::journal::index;
 use crate::journal::mark::MarkView;
 use crate::journal::recovery::{self, Plan};
 use crate::journal::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
+use crate::journal::spare::Blank;
 use crate::journal::view::{is_foreign, newest};
 use crate::position::Position;
 
@@ -150,7 +151,8 @@ impl Core {
         let header = SegmentHeader { lost: (damage.from, damage.to), ..header };
         self.guard(|core| {
             core.mark.set_busy(Phase::Recovering, core.clock.now())?;
-            let (segment, spot) = recovery::create_segment(&*core.disk, &*core.entropy, header, &[])?;
+            let blank = Blank::fresh(&*core.disk, &*core.entropy)?;
+            let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &[])?;
             core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             Ok(())
         })?;

@@ -1,0 +1,147 @@
+//! Spare segments: the next segment's blocks, written with zeros before they are needed.
+//!
+//! A sync of blocks that were written before has no allocation to make durable, and takes half the
+//! time. A spare is filled outside the lock under a temporary name, synced, and only then named
+//! `spare-*`; whoever rolls next claims it under the lock by giving it a temporary name of its own,
+//! and makes a segment of it as of any new file. A spare proves nothing and promises nothing: it
+//! may be missing, of another length, or removed at any time.
+
+use super::segment::FOLDER;
+use crate::clock::Entropy;
+use crate::disk::{Disk, File, Kind, Open};
+use crate::error::Result;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// How much is written at once.
+const PIECE_LEN: usize = 1 << 20;
+/// How much is written between two syncs: a commit waits behind no more than this.
+const SYNC_LEN: u64 = 4 << 20;
+const PREFIX: &str = "spare-";
+
+/// Who fills the next segment ahead of time, once a journal has rolled for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Spares {
+    /// A thread that ends with the handle.
+    #[default]
+    Thread,
+    /// Whoever rolls, before it goes on: for simulations, where operations need one order.
+    Inline,
+    /// Nobody. Segments grow as they are written.
+    Never,
+}
+
+/// An empty file under a temporary name, to become a segment.
+#[derive(Debug)]
+pub(super) struct Blank {
+    pub(super) name: String,
+    pub(super) file: Arc<dyn File>,
+}
+
+impl Blank {
+    /// A new one.
+    pub(super) fn fresh(disk: &dyn Disk, entropy: &dyn Entropy) -> Result<Self> {
+        let name = temporary(entropy)?;
+        let file = disk.open(&name, Open::CreateNew)?;
+        Ok(Self { name, file })
+    }
+
+    /// A spare of this length, where there is one. Only under the lock.
+    pub(super) fn spare(disk: &dyn Disk, entropy: &dyn Entropy, len: u64) -> Result<Option<Self>> {
+        for spare in spares(disk)? {
+            let name = temporary(entropy)?;
+            if !disk.rename(&spare, &name, false)? {
+                continue;
+            }
+            let file = disk.open(&name, Open::Write)?;
+            if file.stat()?.len == len {
+                return Ok(Some(Self { name, file }));
+            }
+            disk.remove(&name)?;
+        }
+        Ok(None)
+    }
+}
+
+fn temporary(entropy: &dyn Entropy) -> Result<String> {
+    Ok(format!("{FOLDER}/tmp-{:016x}", entropy.number()?))
+}
+
+fn spares(disk: &dyn Disk) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    disk.list(FOLDER, &mut |name, kind| {
+        if name.starts_with(PREFIX) && kind == Kind::File {
+            names.push(format!("{FOLDER}/{name}"));
+        }
+    })?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Fills at most one spare at a time.
+#[derive(Debug, Default)]
+pub(super) struct Filler {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Filler {
+    /// Has a spare of this length made, unless there is one. That it cannot be made is no error: the
+    /// next segment then grows as it is written.
+    pub(super) fn ask(&mut self, disk: &Arc<dyn Disk>, entropy: &dyn Entropy, len: u64, how: Spares) {
+        if how == Spares::Never || self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
+        }
+        if spares(&**disk).is_ok_and(|found| !found.is_empty()) {
+            return;
+        }
+        let (Ok(name), Ok(number)) = (temporary(entropy), entropy.number()) else { return };
+        let spare = format!("{FOLDER}/{PREFIX}{number:016x}");
+        if how == Spares::Inline {
+            fill(&**disk, &name, &spare, len, &self.stop);
+            return;
+        }
+        let (disk, stop) = (Arc::clone(disk), Arc::clone(&self.stop));
+        let thread = std::thread::Builder::new().name("runwal-spare".to_owned());
+        self.thread = thread.spawn(move || fill(&*disk, &name, &spare, len, &stop)).ok();
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Makes a spare, or nothing.
+fn fill(disk: &dyn Disk, name: &str, spare: &str, len: u64, stop: &AtomicBool) {
+    let Ok(file) = disk.open(name, Open::CreateNew) else { return };
+    let written = write_zeros(&*file, len, stop);
+    // Named only after a sync that succeeded: a later one could not vouch for these blocks.
+    let named = matches!(written, Ok(true)) && disk.rename(name, spare, false).unwrap_or(false);
+    if !named {
+        let _ = disk.remove(name);
+    }
+}
+
+/// Answers whether the file is whole and synced.
+fn write_zeros(file: &dyn File, len: u64, stop: &AtomicBool) -> Result<bool> {
+    let zeros = vec![0; PIECE_LEN.min(usize::try_from(len).unwrap_or(PIECE_LEN))];
+    let mut at = 0;
+    while at < len {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let piece = &zeros[..zeros.len().min(usize::try_from(len - at).unwrap_or(usize::MAX))];
+        file.write_at(piece, at)?;
+        at += piece.len() as u64;
+        if at % SYNC_LEN == 0 || at == len {
+            file.sync()?;
+        }
+    }
+    Ok(len > 0)
+}
