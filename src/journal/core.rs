@@ -5,7 +5,7 @@ mod giving_up;
 use super::mark::{Lock, MarkFile, MarkView, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
-use super::spare::{Blank, Filler};
+use super::spare::{self, Blank, Filler};
 use super::view::{View, bound_of, is_foreign, newest};
 use super::{Batch, JournalOptions, OpenReport, Receipt, Recovered};
 use crate::clock::{Clock, Entropy};
@@ -260,19 +260,15 @@ impl Core {
         let known = known.map(|v| v.spot);
         let found = recovery::inspect(segment, known, told)?;
         let facts = found.facts(mark);
-        match recovery::plan(facts) {
+        let plan = recovery::plan(facts);
+        if plan != Plan::Refuse && found.is_unnamed(mark) {
+            self.settle_name(mark, &found)?;
+        }
+        match plan {
             Plan::Refuse => Err(with_way_on(found.loss().to_error())),
-            Plan::Publish { sync_dir } => {
-                if sync_dir {
-                    self.disk.sync_dir(FOLDER)?;
-                }
-                self.publish_found(mark, &found)
-            }
+            Plan::Publish => self.publish_found(mark, &found),
             Plan::SyncThenPublish => {
-                self.guard(|core| {
-                    found.segment.file.sync()?;
-                    core.disk.sync_dir(FOLDER)
-                })?;
+                self.guard(|_| found.segment.file.sync())?;
                 report.settled_records += found.good.position.0 - found.proven.position.0;
                 self.publish_found(mark, &found)
             }
@@ -281,6 +277,18 @@ impl Core {
                 Ok(())
             }
         }
+    }
+
+    /// Makes a name durable whose maker may have died before it was: nothing may be built on it
+    /// before.
+    fn settle_name(&mut self, mark: &MarkView, found: &Inspection) -> Result<()> {
+        self.guard(|core| {
+            if !found.was_never_published(mark) {
+                return core.disk.sync_dir(FOLDER);
+            }
+            let temporary = spare::temporary(&*core.entropy)?;
+            recovery::sync_name(&*core.disk, &file_name(found.segment.number()), &temporary)
+        })
     }
 
     fn publish_found(&mut self, mark: &MarkView, found: &Inspection) -> Result<()> {

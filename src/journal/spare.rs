@@ -64,7 +64,8 @@ impl Blank {
     }
 }
 
-fn temporary(entropy: &dyn Entropy) -> Result<String> {
+/// A name under which a file is no part of the journal.
+pub(super) fn temporary(entropy: &dyn Entropy) -> Result<String> {
     Ok(format!("{FOLDER}/tmp-{:016x}", entropy.number()?))
 }
 

@@ -1,7 +1,8 @@
 //! The library as an embedder uses it.
 
 use runwal::async_engine::AsyncEngine;
-use runwal::engine::{Engine, Entry, Log, NewRecord, Options};
+use runwal::disk::Open;
+use runwal::engine::{Engine, Entry, Log, NewRecord, Options, World};
 use runwal::position::{Position, Seq, Time};
 use runwal::projection::publish::{Source, rebuild_ticks};
 use runwal::record::{
@@ -9,7 +10,6 @@ use runwal::record::{
 };
 use runwal::run::{End, Outcome, Recorder, RunRequest};
 use runwal::{ErrorKind, JournalOptions, Spares, Verdict};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 fn request(run: &str) -> RunRequest {
@@ -238,16 +238,11 @@ async fn many_tasks_share_syncs_and_a_dropped_future_leaves_no_half_record() {
 #[test]
 fn the_next_segment_is_made_of_the_spare() {
     let dir = tempfile::tempdir().unwrap();
-    let journal = dir.path().join("data/journal");
     let capacity = 8 << 10;
     let setting = |spares| {
-        let journal = JournalOptions {
-            first_capacity: capacity,
-            max_capacity: capacity,
-            spares,
-            ..JournalOptions::default()
-        };
-        Options { journal, ..Options::default() }
+        let small =
+            JournalOptions { first_capacity: capacity, max_capacity: capacity, ..JournalOptions::default() };
+        Options { journal: JournalOptions { spares, ..small }, ..Options::default() }
     };
     let fill = |spares, run: &str| {
         let (engine, _) = Engine::open(dir.path().join("data"), setting(spares)).unwrap();
@@ -258,40 +253,31 @@ fn the_next_segment_is_made_of_the_spare() {
         run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
         engine.close().unwrap();
     };
-    let names = || -> Vec<(String, u64)> {
-        let entries = std::fs::read_dir(&journal).unwrap().map(Result::unwrap);
-        let mut names: Vec<_> = entries
-            .map(|e| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len()))
-            .filter(|(name, _)| name.starts_with("spare-") || name.ends_with(".seg"))
-            .collect();
-        names.sort();
-        names
-    };
     fill(Spares::Never, "a");
-    assert!(names().iter().all(|(name, _)| !name.starts_with("spare-")));
+    let disk = World::existing(&dir.path().join("data")).unwrap().disk;
+    let files = |begins: &str| {
+        let mut found = Vec::new();
+        disk.list("journal", &mut |name, _| {
+            found.extend(name.starts_with(begins).then(|| format!("journal/{name}")));
+        })
+        .unwrap();
+        found
+    };
+    let stat = |name: &str| disk.stat(name).unwrap().unwrap();
+    assert!(files("spare-").is_empty());
     fill(Spares::Inline, "b");
-    let spare = names().pop().unwrap();
-    assert!(spare.0.starts_with("spare-") && spare.1 == capacity, "{spare:?}");
-    let inode = std::fs::metadata(journal.join(&spare.0)).unwrap().ino();
-    std::fs::create_dir(journal.join("spare-directory")).unwrap();
-    std::fs::write(journal.join("spare-0-short"), b"short").unwrap();
+    let spare = stat(&files("spare-").pop().unwrap());
+    assert_eq!(spare.len, capacity);
+    disk.create_dir("journal/spare-directory").unwrap();
+    disk.open("journal/spare-0-short", Open::CreateNew).unwrap().write_at(b"short", 0).unwrap();
     // Another process of its own mind about spares still takes the one that is there.
     fill(Spares::Never, "c");
-    let made = names().iter().any(|(name, len)| {
-        let there = std::fs::metadata(journal.join(name)).unwrap();
-        name.ends_with(".seg") && there.ino() == inode && *len == capacity
-    });
-    assert!(made, "{:?}", names());
-    assert!(journal.join("spare-directory").is_dir());
-    assert!(!journal.join("spare-0-short").exists());
+    assert!(files("0").iter().any(|name| stat(name).inode == spare.inode), "no segment is made of it");
+    assert_eq!(files("spare-"), ["journal/spare-directory"]);
     let mut log = Log::open(dir.path().join("data")).unwrap();
     let found = log.verify(&mut |_| {}).unwrap();
     assert_eq!((found.verdict, found.damage.len(), found.notes.len()), (Verdict::Clean, 0, 0), "{found:?}");
     // A thread makes the same, and ends with the engine.
     fill(Spares::Thread, "d");
-    assert!(
-        !std::fs::read_dir(&journal)
-            .unwrap()
-            .any(|e| { e.unwrap().file_name().to_string_lossy().starts_with("tmp-") })
-    );
+    assert!(files("tmp-").is_empty());
 }
