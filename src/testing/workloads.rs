@@ -39,6 +39,7 @@ pub const ALL: &[Workload] = &[
     Workload { name: "readers", setting: NARROW, before: a_run_that_ended, act: readers_between },
     Workload { name: "copied", setting: ROOMY, before: a_copy, act: appends },
     Workload { name: "after-roll-crash", setting: NARROW, before: roll_cut_short, act: appends },
+    Workload { name: "after-unnamed-roll", setting: NARROW, before: roll_unnamed, act: open_and_close },
     Workload { name: "spares", setting: SPARES, before: a_run_that_ended, act: rolls },
     Workload { name: "spares-of-others", setting: SPARES, before: a_spare_of_the_dead, act: appends },
 ];
@@ -215,15 +216,25 @@ fn a_spare_of_the_dead(stage: &mut Stage) {
     writer.disk.kill();
 }
 
-/// A roll that died before the next segment had its name.
+/// A roll that died before the next segment had its name: at its sync.
 fn roll_cut_short(stage: &mut Stage) {
+    roll_that_dies(stage, 6);
+}
+
+/// A roll that died before the name of the next segment was durable: at the directory's sync.
+fn roll_unnamed(stage: &mut Stage) {
+    roll_that_dies(stage, 8);
+}
+
+/// The operations: busy word, footer, its sync, the temporary file, its content, its sync, its
+/// name, the directory's sync.
+fn roll_that_dies(stage: &mut Stage, operation: u64) {
     a_run_that_ended(stage);
     let Some(writer) = stage.open(1) else { return };
     let run = stage.begin(&writer, "left");
     stage.append(&writer, run, &[200]);
     let start = stage.world.operations();
-    // Busy word, footer, its sync, the temporary file, its content; then its sync.
-    stage.world.fail_at(start + 6, crate::disk::sim::Fault::Kill);
+    stage.world.fail_at(start + operation, crate::disk::sim::Fault::Kill);
     stage.expect_faults(true);
     stage.append(&writer, run, &[900]);
     stage.expect_faults(false);
