@@ -6,7 +6,7 @@ use super::mark::{Lock, MarkFile, MarkView, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
 use super::spare::{self, Blank, Filler};
-use super::view::{View, bound_of, is_foreign, newest};
+use super::view::{View, bound_of, known_journal, newest};
 use super::{Batch, JournalOptions, OpenReport, Receipt, Recovered};
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
@@ -252,9 +252,11 @@ impl Core {
         }
         let segment = Segment::open(&*self.disk, number, Open::Write)
             .map_err(|unopened| with_way_on(unopened.into_error(number)))?;
-        if let Some(named) = mark.best.filter(|_| is_foreign(&*self.disk, mark, &segment)) {
+        let journal = known_journal(&*self.disk, mark)?;
+        if journal.is_some_and(|journal| journal != segment.header.journal) {
             let damage = super::Damage::new(number, 0, "the segment belongs to another journal");
-            return Err(with_way_on(damage.losing(segment.header.first_position, named.position).to_error()));
+            let named = mark.best.map_or(Position::ZERO, |best| best.position);
+            return Err(with_way_on(damage.losing(segment.header.first_position, named).to_error()));
         }
         let known = self.view.as_ref().filter(|v| v.segment.number() == number && v.damage.is_empty());
         let known = known.map(|v| v.spot);

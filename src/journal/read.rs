@@ -1,12 +1,12 @@
 //! Reading, from any process, beside any writer, without waiting for the lock and without writing.
 
 use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
-use super::recovery::{self, Inspection};
-use super::segment::{self, Bound, Damage, FOLDER, Scanner, Segment, Step, Unopened};
-use super::view::{BatchPlace, View, bound_of, is_foreign, newest};
+use super::recovery;
+use super::segment::{self, Damage, FOLDER, Scanner, Segment, Step, Unopened};
+use super::view::{BatchPlace, View, bound_of, known_journal, newest};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Records};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Mark, Records};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::sync::Arc;
 
@@ -104,12 +104,17 @@ impl ReadHandle {
             .hint("Nothing is lost. Try again; if no writer is at work, `runwal recover` settles it."))
     }
 
+    /// The mark, if it is evidence of what is in this directory.
+    pub(crate) fn evidence(&self) -> Result<Option<Mark>> {
+        Ok(self.read_mark()?.evidence().copied())
+    }
+
     fn read_mark(&self) -> Result<MarkView> {
         self.mark.as_ref().map_or(Ok(MarkView::ABSENT), MarkFile::read)
     }
 
     /// Shows up to the mark. `false` where the segment it names cannot be read.
-    fn follow(&mut self, mark: &crate::format::Mark) -> Result<bool> {
+    fn follow(&mut self, mark: &Mark) -> Result<bool> {
         if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
             let segment = self.openable(mark.segment)?.filter(|s| s.header.journal == mark.journal);
             let Some(segment) = segment else { return Ok(false) };
@@ -140,8 +145,9 @@ impl ReadHandle {
         self.end_damage.clear();
         self.incomplete = None;
         let mut segment = None;
+        let journal = known_journal(&*self.disk, mark)?;
         for number in segment::list(&*self.disk)?.into_iter().rev() {
-            let own = |s: &Segment| !is_foreign(&*self.disk, mark, s);
+            let own = |s: &Segment| journal.is_none_or(|journal| journal == s.header.journal);
             segment = self.openable(number)?.filter(own);
             if segment.is_some() {
                 break;
@@ -167,7 +173,7 @@ impl ReadHandle {
         if !again.same(mark) || (unproven && again.activity == Activity::Now) {
             return Ok(false);
         }
-        let end = shown_end(&found);
+        let end = found.shown_end();
         let mut view = View::at_start(Arc::clone(&self.disk), found.segment.clone(), false)?;
         view.advance(number, end)?;
         self.view = Some(view);
@@ -264,16 +270,6 @@ impl ReadHandle {
             return Ok(Err(damage.losing(header.first_position, header.last_position())));
         }
         Ok(Ok((header, body)))
-    }
-}
-
-/// All that is whole, also behind damage that evidence shows to be damage.
-fn shown_end(found: &Inspection) -> Bound {
-    if found.evidence > found.good.position {
-        let position = found.evidence.max(found.last_readable.position);
-        Bound { offset: found.last_readable.offset, position: Some(position) }
-    } else {
-        Bound { offset: found.good.offset, position: Some(found.good.position) }
     }
 }
 
@@ -451,7 +447,8 @@ fn accepted(handle: &ReadHandle, number: u64, damage: &Damage) -> Result<bool> {
         Err(_) => return Ok(false),
     };
     let (from, to) = successor.header.lost;
-    Ok(from != Position::ZERO && damage.from >= from && damage.to <= to)
+    let (first, last) = damage.unchained.map_or((damage.from, damage.to), |at| (at, at));
+    Ok(from != Position::ZERO && first >= from && last <= to)
 }
 
 /// Takes the records of a batch out of its body; with `checked` their own checksums are compared

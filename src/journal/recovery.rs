@@ -50,6 +50,8 @@ pub(crate) struct Inspection {
     pub(crate) damage: Vec<Damage>,
     /// The last position of any whole batch, also behind damage.
     pub(crate) last_readable: Spot,
+    /// The last position of any batch whose header is valid and whose body is not.
+    last_known: Spot,
 }
 
 /// Looks at the newest segment from `known`, a place in it that is proven, or from its start.
@@ -63,7 +65,8 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let mut evidence = told.into_iter().flatten().max().unwrap_or_default();
     let mut boundaries = vec![from];
     let mut damage = Vec::new();
-    let mut last_readable = from;
+    let (mut last_readable, mut last_known) = (from, from);
+    let mut unchained = false;
     let mut good = from;
     while let Some(step) = scanner.step()? {
         let whole = match step {
@@ -73,11 +76,22 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
                 chain: Some(header.chain),
             }),
             Step::Damage(found) => {
+                unchained |= damage.is_empty() && found.unchained.is_some();
                 damage.push(found);
                 None
             }
         };
         evidence = evidence.max(scanner.proven());
+        let spot = scanner.spot();
+        if unchained {
+            // No crash leaves a right checksum with a wrong chain: this batch was whole once. The
+            // scanner stands before it now, and behind it with the next step.
+            evidence = evidence.max(spot.position);
+            unchained = spot.position == good.position;
+        }
+        if damage.last().is_some_and(|d| whole.is_none() && d.to == spot.position) {
+            last_known = spot;
+        }
         if let Some(spot) = whole {
             last_readable = spot;
             if damage.is_empty() {
@@ -93,7 +107,18 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let footer_len = footer_len_at(&segment, good.offset)?;
     let garbage = nonzero(&segment, good.offset + footer_len, len)?;
     let footer = footer_len > 0;
-    Ok(Inspection { segment, good, proven, evidence, doubt, footer, garbage, damage, last_readable })
+    Ok(Inspection {
+        segment,
+        good,
+        proven,
+        evidence,
+        doubt,
+        footer,
+        garbage,
+        damage,
+        last_readable,
+        last_known,
+    })
 }
 
 /// Boundaries below the evidence are of no further use: keeps the list short on long segments.
@@ -212,6 +237,16 @@ impl Inspection {
         let mut damage = Damage::new(self.segment.number(), self.good.offset, reason);
         damage.tampered = self.damage.first().is_some_and(|d| d.tampered);
         damage.losing(Position(self.good.position.0 + 1), self.evidence)
+    }
+
+    /// The end of all that is whole, or of all that is told where evidence shows damage.
+    pub(super) fn shown_end(&self) -> Bound {
+        if self.evidence <= self.good.position {
+            return Bound { offset: self.good.offset, position: Some(self.good.position) };
+        }
+        let known = Some(self.last_known).filter(|known| known.position <= self.evidence);
+        let end = known.filter(|k| k.offset > self.last_readable.offset).unwrap_or(self.last_readable);
+        Bound { offset: end.offset, position: Some(self.evidence.max(end.position)) }
     }
 
     /// Bytes that are no part of any whole batch.

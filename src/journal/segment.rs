@@ -52,12 +52,15 @@ pub struct Damage {
     pub tampered: bool,
     /// It was given up on by `recover --accept-damage` before.
     pub accepted: bool,
+    /// The position of the batch whose chain hash is wrong, where that is the damage.
+    pub(crate) unchained: Option<Position>,
 }
 
 impl Damage {
     pub(crate) fn new(segment: u64, offset: u64, reason: impl Into<String>) -> Self {
         let (from, to) = (Position::ZERO, Position::ZERO);
-        Self { segment, offset, from, to, reason: reason.into(), tampered: false, accepted: false }
+        let (tampered, accepted, unchained) = (false, false, None);
+        Self { segment, offset, from, to, reason: reason.into(), tampered, accepted, unchained }
     }
 
     pub(crate) fn losing(mut self, from: Position, to: Position) -> Self {
@@ -69,10 +72,11 @@ impl Damage {
 
     /// The error that says so.
     pub fn to_error(&self) -> Error {
+        let verb = if self.tampered { "trusted" } else { "read" };
         let lost = match (self.from, self.to) {
             (Position::ZERO, _) => "no record is lost by it".to_owned(),
-            (from, to) if from == to => format!("record {from} cannot be read"),
-            (from, to) => format!("records {from} to {to} cannot be read"),
+            (from, to) if from == to => format!("record {from} cannot be {verb}"),
+            (from, to) => format!("records {from} to {to} cannot be {verb}"),
         };
         let position = Some(self.from).filter(|p| *p != Position::ZERO);
         let place = Place { segment: self.segment, offset: self.offset, position };
@@ -338,10 +342,11 @@ impl Scanner {
                 if let Some(prev) = self.spot.chain
                     && header.expected_chain(&prev) != header.chain
                 {
+                    let first = header.first_position;
                     self.held = Some((offset, header));
                     self.spot.chain = Some(header.chain);
                     let mut damage = self.damage(offset, "the chain of hashes is broken before this batch");
-                    damage.tampered = true;
+                    (damage.tampered, damage.unchained) = (true, Some(first));
                     return Ok(Some(Step::Damage(damage)));
                 }
                 self.batch(offset, header).map(Some)

@@ -91,6 +91,7 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
             .notes
             .push(format!("{} more files have the names of segments and are none", strays - MAX_STRAYS));
     }
+    let mark = handle.evidence()?;
     let mut walker = Walker::from_segment(1).with_digests();
     let mut at = 0;
     while let Some(step) = walker.step(handle)? {
@@ -103,6 +104,13 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
                 } else {
                     found.batches += 1;
                     found.records += u64::from(header.count);
+                }
+                let ends = place.offset + header.frame_len();
+                if mark
+                    .is_some_and(|m| (m.segment, m.end) == (place.segment, ends) && m.chain != header.chain)
+                {
+                    let reason = "the mark knows another chain of hashes up to this place";
+                    found.damage.push(Damage { tampered: true, ..Damage::new(place.segment, ends, reason) });
                 }
                 if place.segment != at {
                     at = place.segment;

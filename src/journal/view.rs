@@ -379,14 +379,22 @@ fn matching(names: &[(u64, StreamId)], hash: u64) -> impl Iterator<Item = Stream
     names[from..].iter().take_while(move |(h, _)| *h == hash).map(|(_, id)| *id)
 }
 
-/// Whether a segment is of another journal than the one the mark names. A copied mark says so only
-/// where the segment before agrees with it: it may itself be what does not belong here.
-pub(crate) fn is_foreign(disk: &dyn Disk, mark: &MarkView, segment: &Segment) -> bool {
-    let named = mark.best.map(|best| best.journal).filter(|journal| *journal != segment.header.journal);
-    named.is_some_and(|journal| {
-        let before = || Segment::open_of(disk, &journal, segment.number() - 1, Open::Read);
-        mark.evidence().is_some() || before().is_ok()
-    })
+/// The journal that this directory is known to hold: the mark's, of a copied mark only where there
+/// is a segment of it, as the mark may itself be what does not belong here. `None` where nothing
+/// says so: then it is that of the newest segment that can be opened.
+pub(crate) fn known_journal(disk: &dyn Disk, mark: &MarkView) -> Result<Option<[u8; 16]>> {
+    let Some(best) = mark.best else { return Ok(None) };
+    if mark.evidence().is_some() {
+        return Ok(Some(best.journal));
+    }
+    for number in segment::list(disk)?.into_iter().rev() {
+        match Segment::open_of(disk, &best.journal, number, Open::Read) {
+            Ok(_) => return Ok(Some(best.journal)),
+            Err(Unopened::Failed(error)) => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// The bound a mark stands for.

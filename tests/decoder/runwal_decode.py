@@ -386,8 +386,10 @@ def read_tick(f, record):
         key = json.loads(details[start:end])
         if re.search("[\ud800-\udfff]", key):
             raise Malformed("a key that is not Unicode")
-        while (name := "detail_" * depths[key] + key) in used:
+        name = key
+        while name in used:
             depths[key] += 1
+            name = f"detail_{depths[key]}_{key}" if depths[key] > 1 else f"detail_{key}"
         used.add(name)
         line.append((name, Raw(details[end + 1:stop])))
     return {"tick": Raw(hide(compact(line)))}
@@ -444,6 +446,7 @@ class Damage:
     def __init__(self, verdict, segment, offset, first, last, reason, end=0):
         self.verdict, self.segment, self.offset, self.reason = verdict, segment, offset, reason
         self.first, self.last = (first, last) if first <= last else (0, 0)
+        self.stands = (first, first) if verdict == "tampered" and not last else (self.first, self.last)
         self.end, self.accepted = end, False
 
 
@@ -592,8 +595,9 @@ class Walk:
             self.note("corrupt", self.broken, self.at, batch.first - 1, NO_BATCH)
             self.next, self.broken, self.chain = batch.first, None, None
         verdict, problem = batch.check(self.segment, self.end)
-        if problem != CUT_SHORT and self.chain and batch.link(self.chain) != batch.chain:
+        if self.chain and batch.link(self.chain) != batch.chain:
             self.note("tampered", self.at, self.at, 0, "the chain hash is not right")
+            self.durable = max(self.durable, batch.last)
         if problem:
             self.note(verdict, self.at, batch.end, batch.last, problem)
         else:
@@ -619,6 +623,7 @@ class Mark:
 
     def __init__(self, path):
         self.own, self.reliable, self.segment, self.end, self.position = False, False, 0, 0, 0
+        self.journal = self.chain = None
         try:
             data, inode = bytes(open_bytes(path)[:BLOCK]), os.lstat(path).st_ino
         except (Malformed, OSError):
@@ -628,7 +633,7 @@ class Mark:
         if slots:
             slot = max(slots, key=lambda s: struct.unpack_from("<Q", s, 8))
             (boot, _, _, found, self.journal, self.segment, self.end,
-             self.position) = struct.unpack_from("<16sQQQ16sQQQ", slot, 16)
+             self.position, self.chain) = struct.unpack_from("<16sQQQ16sQQQ32s", slot, 16)
             self.own = found == inode
             self.reliable = self.own and len(slots) == 2 and boot == this_boot()
 
@@ -660,7 +665,8 @@ class Journal:
                 self.read_sealed(newest, segment)
             self.check_gap(newest.number if newest else 0, lost, segment)
             for damage in self.damage[known:]:
-                given_up = 0 < segment.given_first <= damage.first <= damage.last <= segment.given_last < segment.first
+                (low, high), lost = damage.stands, segment.given_last
+                given_up = 0 < segment.given_first <= low <= high <= lost < segment.first
                 damage.accepted = given_up
             newest, lost, known = segment, [], len(self.damage)
         if newest:
@@ -676,9 +682,10 @@ class Journal:
                 yield int(number[1]), os.path.join(self.directory, name)
 
     def check_journal_ids(self):
-        """Segments of another journal are not read: than the mark's, else than most; of as many, the newest's."""
-        ids = Counter(s.journal for s in reversed(self.segments) if not s.problem)
-        right = self.mark.journal if self.mark.own else max(ids, key=ids.get, default=None)
+        """Segments of another journal are not read: than the mark's, or else than the newest's."""
+        ids = [s.journal for s in self.segments if not s.problem]
+        named = self.mark.own or self.mark.journal in ids
+        right = self.mark.journal if named else ids[-1] if ids else None
         for segment in self.segments:
             if not segment.problem and segment.journal != right:
                 segment.problem = "a segment of another journal"
@@ -723,6 +730,10 @@ class Journal:
             self.damage.append(step)
         else:
             self.batches.append((segment, step))
+            mark = self.mark
+            if mark.own and (mark.segment, mark.end) == (segment.number, step.end) and mark.chain != step.chain:
+                text = "the mark has another chain hash"
+                self.damage.append(Damage("tampered", segment.number, step.end, 0, 0, text))
         self.next = max(self.next, step.last + 1)
 
     def read_newest(self, segment):

@@ -943,11 +943,64 @@ fn both_decoders_tell_a_body_or_chain_that_was_changed() {
 #[test]
 fn both_decoders_tell_a_sealed_segment_that_was_written_anew() {
     let Some(_) = python() else { return };
-    for number in [1, 2, 5] {
+    let newest = *Scratch::new(rich(), true).segments().last().unwrap();
+    // Of the newest one, only the mark knows.
+    for number in [1, 2, 5, newest] {
         let scratch = Scratch::new(rich(), true);
         rewrite_batch(&scratch.segment(number), 3, Right::Chain, |batch| batch[32] ^= 1);
         assert_eq!(verify_differences(scratch.dir(), false), Vec::<String>::new(), "segment {number}");
         assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(3));
+    }
+}
+
+/// A right checksum with a wrong chain is not what a crash leaves, also where nothing says that the
+/// batch was durable.
+#[test]
+fn both_decoders_tell_a_last_batch_whose_chain_was_changed() {
+    let Some(_) = python() else { return };
+    for own in [true, false] {
+        for body_too in [true, false] {
+            let scratch = Scratch::new(rich(), own);
+            let path = scratch.segment(*scratch.segments().last().unwrap());
+            let boundaries = batches(&std::fs::read(&path).unwrap());
+            rewrite_batch(&path, boundaries.len() - 2, Right::Sums, |batch| batch[80] ^= 1);
+            if body_too {
+                edit(&path, |bytes| bytes[boundaries[boundaries.len() - 1] - 1] ^= 1);
+            }
+            let found = verify_differences(scratch.dir(), true);
+            assert_eq!(found, Vec::<String>::new(), "{own}, {body_too}");
+            let verified = first(scratch.dir(), &["verify", "-o", "json"]);
+            assert!(String::from_utf8_lossy(&verified.stdout).contains("\"tampered\""), "{verified:?}");
+            assert_eq!(first(scratch.dir(), &["recover"]).status.code(), Some(3), "{own}, {body_too}");
+            let accepted = first(scratch.dir(), &["recover", "--accept-damage"]);
+            assert_eq!(accepted.status.code(), Some(0), "{own}, {body_too}: {accepted:?}");
+            assert_eq!(first(scratch.dir(), &["run", "--", "true"]).status.code(), Some(0));
+        }
+    }
+}
+
+/// The journal of a directory is the one its mark names, wherever a segment of it is there, however
+/// many of another there are.
+#[test]
+fn both_decoders_agree_whose_directory_it_is() {
+    let Some(_) = python() else { return };
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    short_runs(one.path(), 8, 6);
+    short_runs(other.path(), 9, 12);
+    for kept in [0, 1, 2] {
+        for mark in [true, false] {
+            let scratch = Scratch::new(one.path(), false);
+            let foreign = Scratch::new(other.path(), false);
+            for number in foreign.segments() {
+                if number > kept {
+                    std::fs::copy(foreign.segment(number), scratch.segment(number)).unwrap();
+                }
+            }
+            if !mark {
+                std::fs::remove_file(scratch.dir().join("journal/mark")).unwrap();
+            }
+            assert_eq!(differences(scratch.dir(), true), Vec::<String>::new(), "{kept} kept, mark {mark}");
+        }
     }
 }
 

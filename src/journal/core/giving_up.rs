@@ -10,7 +10,7 @@ use crate::journal::mark::MarkView;
 use crate::journal::recovery::{self, Plan};
 use crate::journal::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::journal::spare::Blank;
-use crate::journal::view::{is_foreign, newest};
+use crate::journal::view::{known_journal, newest};
 use crate::position::Position;
 
 impl Core {
@@ -37,9 +37,10 @@ impl Core {
             return self.give_up(&mark, header, damage).map(Some);
         };
         let named = mark.evidence().map_or(0, |m| m.segment);
+        let journal = known_journal(&*self.disk, &mark)?;
         let readable = Segment::open(&*self.disk, number, Open::Write);
         let (header, damage) = match readable {
-            Ok(segment) if named <= number && !is_foreign(&*self.disk, &mark, &segment) => {
+            Ok(segment) if named <= number && journal.is_none_or(|j| j == segment.header.journal) => {
                 let found = recovery::inspect(segment, None, Some(told))?;
                 if recovery::plan(found.facts(&mark)) != Plan::Refuse {
                     return Ok(strays);
@@ -56,7 +57,7 @@ impl Core {
                 (header, damage)
             }
             Err(Unopened::Failed(error)) => return Err(error),
-            _ => self.beyond_unreadable(&mark, number.max(named), told)?,
+            _ => self.beyond_unreadable(&mark, journal, number.max(named), told)?,
         };
         self.give_up(&mark, header, damage).map(Some)
     }
@@ -101,10 +102,11 @@ impl Core {
     fn beyond_unreadable(
         &mut self,
         mark: &MarkView,
+        journal: Option<[u8; 16]>,
         last: u64,
         told: Position,
     ) -> Result<(SegmentHeader, Damage)> {
-        let own = |segment: &Segment| !is_foreign(&*self.disk, mark, segment);
+        let own = |segment: &Segment| journal.is_none_or(|journal| journal == segment.header.journal);
         let numbers = segment::list(&*self.disk)?;
         let before = numbers
             .into_iter()
