@@ -300,7 +300,7 @@ impl Core {
 
     fn create_first(&mut self, mark: &MarkView) -> Result<()> {
         self.guard(|core| {
-            recovery::sweep(&*core.disk)?;
+            spare::sweep(&*core.disk)?;
             // Whoever made the folder may have died before it was durable.
             core.disk.sync_dir(".")?;
             let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
@@ -316,7 +316,7 @@ impl Core {
     fn recover(&mut self, found: &Inspection, report: &mut OpenReport) -> Result<()> {
         self.guard(|core| {
             core.mark.set_busy(Phase::Recovering, core.clock.now())?;
-            recovery::sweep(&*core.disk)?;
+            spare::sweep(&*core.disk)?;
             if let Some((from, to)) = found.garbage {
                 recovery::quarantine(&*core.disk, &found.segment, from, to)?;
             }
@@ -497,6 +497,7 @@ impl Core {
                 None => 0,
             };
             header.capacity = grown(old.capacity, max);
+            spare::sweep(&*core.disk)?;
             let blank = match Blank::spare(&*core.disk, &*core.entropy, header.capacity) {
                 Ok(Some(spare)) => spare,
                 // Whatever is wrong with a spare, the journal does not need one.

@@ -385,17 +385,6 @@ pub(crate) fn quarantine(disk: &dyn Disk, segment: &Segment, from: u64, to: u64)
     disk.sync_dir(QUARANTINE)
 }
 
-/// Removes what a dead writer left under temporary names. Only under the lock.
-pub(crate) fn sweep(disk: &dyn Disk) -> Result<()> {
-    let mut left = Vec::new();
-    disk.list(FOLDER, &mut |name, kind| {
-        if name.starts_with("tmp-") && kind == crate::disk::Kind::File {
-            left.push(format!("{FOLDER}/{name}"));
-        }
-    })?;
-    left.iter().try_for_each(|name| disk.remove(name))
-}
-
 /// A digest for tests and reports: what the chain says at a place, where it is known.
 pub(crate) fn chain_at(spot: &Spot) -> Digest {
     spot.chain.unwrap_or_default()

@@ -10,6 +10,8 @@ use super::segment::FOLDER;
 use crate::clock::Entropy;
 use crate::disk::{Disk, File, Kind, Open};
 use crate::error::Result;
+use crate::format::SEGMENT_DATA_START;
+use crate::position::to_usize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -18,7 +20,8 @@ use std::thread::JoinHandle;
 const PIECE_LEN: usize = 1 << 20;
 /// How much is written between two syncs: a commit waits behind no more than this.
 const SYNC_LEN: u64 = 4 << 20;
-const PREFIX: &str = "spare-";
+const SPARE: &str = "spare-";
+const TEMPORARY: &str = "tmp-";
 
 /// Who fills the next segment ahead of time, once a journal has rolled for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,15 +50,16 @@ impl Blank {
         Ok(Self { name, file })
     }
 
-    /// A spare of this length, where there is one. Only under the lock.
+    /// A spare of this length, where there is one. Only under the lock, with the busy word set.
     pub(super) fn spare(disk: &dyn Disk, entropy: &dyn Entropy, len: u64) -> Result<Option<Self>> {
-        for spare in spares(disk)? {
+        for spare in begins_with(disk, SPARE)? {
             let name = temporary(entropy)?;
             if !disk.rename(&spare, &name, false)? {
                 continue;
             }
+            // Opened by the name that is one's own: it is what was claimed.
             let file = disk.open(&name, Open::Write)?;
-            if file.stat()?.len == len {
+            if file.stat()?.len == len && begins_with_zeros(&*file)? {
                 return Ok(Some(Self { name, file }));
             }
             disk.remove(&name)?;
@@ -64,15 +68,37 @@ impl Blank {
     }
 }
 
-/// A name under which a file is no part of the journal.
-pub(super) fn temporary(entropy: &dyn Entropy) -> Result<String> {
-    Ok(format!("{FOLDER}/tmp-{:016x}", entropy.number()?))
+/// On a file system that can lose half of a rename, a segment in use may still have the name of the
+/// spare it was made of. It has a header.
+fn begins_with_zeros(file: &dyn File) -> Result<bool> {
+    let mut head = vec![1; to_usize(SEGMENT_DATA_START)];
+    Ok(file.read_at(&mut head, 0)? == head.len() && head.iter().all(|b| *b == 0))
 }
 
-fn spares(disk: &dyn Disk) -> Result<Vec<String>> {
+/// Removes what dead writers left under temporary names. Only under the lock, so that the only ones
+/// alive are those that fill spares, and they hold the locks of their files.
+pub(super) fn sweep(disk: &dyn Disk) -> Result<()> {
+    for name in begins_with(disk, TEMPORARY)? {
+        let removed = match disk.open(&name, Open::Write) {
+            Ok(file) if file.try_lock()? => disk.remove(&name),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        // A filler that just finished has renamed it.
+        removed.or_else(|error| if error.is_missing() { Ok(()) } else { Err(error) })?;
+    }
+    Ok(())
+}
+
+/// A name under which a file is no part of the journal.
+pub(super) fn temporary(entropy: &dyn Entropy) -> Result<String> {
+    Ok(format!("{FOLDER}/{TEMPORARY}{:016x}", entropy.number()?))
+}
+
+fn begins_with(disk: &dyn Disk, prefix: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     disk.list(FOLDER, &mut |name, kind| {
-        if name.starts_with(PREFIX) && kind == Kind::File {
+        if name.starts_with(prefix) && kind == Kind::File {
             names.push(format!("{FOLDER}/{name}"));
         }
     })?;
@@ -94,11 +120,11 @@ impl Filler {
         if how == Spares::Never || self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return;
         }
-        if spares(&**disk).is_ok_and(|found| !found.is_empty()) {
+        if begins_with(&**disk, SPARE).is_ok_and(|found| !found.is_empty()) {
             return;
         }
         let (Ok(name), Ok(number)) = (temporary(entropy), entropy.number()) else { return };
-        let spare = format!("{FOLDER}/{PREFIX}{number:016x}");
+        let spare = format!("{FOLDER}/{SPARE}{number:016x}");
         if how == Spares::Inline {
             fill(&**disk, &name, &spare, len, &self.stop);
             return;
@@ -121,8 +147,10 @@ impl Drop for Filler {
 /// Makes a spare, or nothing.
 fn fill(disk: &dyn Disk, name: &str, spare: &str, len: u64, stop: &AtomicBool) {
     let Ok(file) = disk.open(name, Open::CreateNew) else { return };
-    let written = write_zeros(&*file, len, stop);
-    // Named only after a sync that succeeded: a later one could not vouch for these blocks.
+    // Locked, so that nobody takes it for what a dead one left.
+    let written = file.try_lock().and_then(|locked| Ok(locked && write_zeros(&*file, len, stop)?));
+    // Named only behind a sync that succeeded, and not written to any more: a later sync, of another
+    // descriptor too, could not vouch for these blocks.
     let named = matches!(written, Ok(true)) && disk.rename(name, spare, false).unwrap_or(false);
     if !named {
         let _ = disk.remove(name);
