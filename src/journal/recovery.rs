@@ -224,7 +224,11 @@ impl Inspection {
     /// Whether its maker died at it: all it has is what the segment before has too.
     pub(crate) fn was_never_published(&self, mark: &MarkView) -> bool {
         let header = &self.segment.header;
-        let before = mark.evidence().is_some_and(|named| named.segment + 1 == header.segment);
+        // A mark that is gone was lost with a power cut: whoever made the segment had not got to it.
+        let before = match mark.evidence() {
+            Some(named) => named.segment + 1 == header.segment,
+            None => mark.standing == Standing::Absent && header.segment > 1,
+        };
         before && mark.activity == Activity::Now && self.last_readable.position <= header.born_upto
     }
 
