@@ -92,7 +92,8 @@ impl Error {
         Self::new(ErrorKind::Corrupt, message).at(place)
     }
 
-    pub(crate) fn io(what: impl Into<String>, source: std::io::Error) -> Self {
+    /// An error of one's own: what was being done when the operating system refused.
+    pub fn io(what: impl Into<String>, source: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         let kind = match source.kind() {
             Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => ErrorKind::Full,

@@ -12,18 +12,18 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A data directory of its own for each test.
-struct Place(tempfile::TempDir);
+pub(crate) struct Place(pub(crate) tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.0.path().join("data")
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_runwal"));
         command.args(args).current_dir(self.0.path()).stdin(Stdio::null());
         for name in ["RUNWAL_DIR", "NO_COLOR", "CLICOLOR_FORCE", "RUNWAL_RUN", "RUNWAL_RECORDER"] {
@@ -33,34 +33,34 @@ impl Place {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
     /// Runs, and expects an exit code.
-    fn ends(&self, code: i32, args: &[&str]) -> Output {
+    pub(crate) fn ends(&self, code: i32, args: &[&str]) -> Output {
         let output = self.run(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
         output
     }
 
     /// The lines of a command that answers with JSON.
-    fn json(&self, code: i32, args: &[&str]) -> Vec<serde_json::Value> {
+    pub(crate) fn json(&self, code: i32, args: &[&str]) -> Vec<serde_json::Value> {
         let output = self.ends(code, args);
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    fn record(&self, run: &str, script: &str) -> Output {
+    pub(crate) fn record(&self, run: &str, script: &str) -> Output {
         self.run(&["-q", "run", "--task", "t", "--run", run, "--", "sh", "-c", script])
     }
 
-    fn segment(&self, number: u32) -> PathBuf {
+    pub(crate) fn segment(&self, number: u32) -> PathBuf {
         self.data().join(format!("journal/{number:010}.seg"))
     }
 
     /// Everything under `runs/`, by name.
-    fn tree(&self) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn tree(&self) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
         collect(&self.data().join("runs"), "", &mut files);
         files
@@ -91,7 +91,7 @@ fn collect(dir: &Path, name: &str, files: &mut BTreeMap<String, Vec<u8>>) {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -107,7 +107,7 @@ impl Dice {
     }
 }
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_mins(1), "{what} did not happen within a minute");
@@ -205,7 +205,7 @@ fn a_long_line_and_much_output_come_through() {
     assert!(place.segment(3).exists(), "the journal rolled on the way");
 }
 
-fn strace_found() -> bool {
+pub(crate) fn strace_found() -> bool {
     let found = Command::new("strace").arg("-V").output().is_ok();
     if !found {
         println!("skipped: strace is not found");
@@ -717,7 +717,7 @@ fn kill_once(place: &Place, dice: &mut Dice, n: u64) {
 }
 
 /// Processes that carry a run's name in their environment.
-fn processes_of(run: &str) -> Vec<String> {
+pub(crate) fn processes_of(run: &str) -> Vec<String> {
     let wanted = format!("RUNWAL_RUN=t/{run}");
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {

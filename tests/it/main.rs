@@ -16,4 +16,5 @@ mod decoder;
 mod disk;
 mod engine;
 mod format;
+mod surroundings;
 mod tidy;

@@ -21,7 +21,7 @@ Examples:
 
 Exit codes: 0 fine, 1 not there or different, 2 usage, 3 corrupt or tampered, 4 torn tail,
 5 lock not had in time, 6 format not supported, 7 I/O error. `run` ends with the worker's code,
-128 + signal, 124 timed out, 125 engine failed, 126 not executable, 127 not found.";
+128 + signal, 124 timed out, 125 runwal failed, 126 not executable, 127 not found.";
 
 /// The write-ahead log of worker runs.
 #[derive(Debug, Parser)]

@@ -61,36 +61,33 @@ impl Output for PassThrough {
     }
 }
 
+/// What is needed beside the request before the worker is started.
+struct Ready {
+    engine: Engine,
+    cancel: Cancel,
+    own_group: bool,
+    output: PassThrough,
+    signals: Signals,
+}
+
 pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
-    let request = request(args)?;
-    let world = match global.created() {
-        Ok(world) => world,
+    let request = match request(args) {
+        Err(Failure::Engine(error)) if error.kind() != ErrorKind::Misuse => {
+            return Ok(not_started(&error, global));
+        }
+        other => other?,
+    };
+    let Ready { engine, cancel, own_group, mut output, signals } = match prepare(global) {
         Err(Failure::Engine(error)) => return Ok(not_started(&error, global)),
-        Err(other) => return Err(other),
+        other => other?,
     };
-    let made_up = args.task.is_none() || args.run.is_none();
-    let name = request.name.clone();
-    let (engine, report) = match Engine::open_in(world, Options::default()) {
-        Ok(opened) => opened,
-        Err(error) => return Ok(not_started(&error, global)),
-    };
-    if !global.quiet {
-        for run in &report.interrupted {
-            complain(&format!("runwal: run {} was found without an end and is interrupted now", run.name));
-        }
-        report.problems.iter().for_each(|problem| complain(&format!("runwal: {problem}")));
-        if made_up {
-            complain(&format!("runwal: recording {name}"));
-        }
+    if !global.quiet && (args.task.is_none() || args.run.is_none()) {
+        complain(&format!("runwal: recording {}", request.name));
     }
-    let cancel = Cancel::new()?;
-    // Worker and terminal belong together: with a group of its own the worker could not read it.
-    let own_group = !std::io::stdin().is_terminal();
-    let signals = watch_signals(&engine, &cancel, own_group)?;
-    let options = ProcessOptions { environment: artifacts(global, &name), own_group, stop_on_failure: false };
-    let mut output = PassThrough::new(global.json())?;
+    let environment = artifacts(global, &request.name);
+    let options = ProcessOptions { environment, own_group, stop_on_failure: false };
     let result = record_process(&engine, request, &options, &mut output, &cancel);
-    signals.close()?;
+    signals.close();
     let code = match result {
         Ok(result) => {
             if let Some(error) = &result.run.publish_error {
@@ -110,7 +107,25 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     }
 }
 
-/// The engine failed before anything was started.
+fn prepare(global: &Global) -> Result<Ready, Failure> {
+    let cancel = Cancel::new()?;
+    let output = PassThrough::new(global.json())
+        .map_err(|error| Error::io("making descriptors to pass the output on to", error))?;
+    let (engine, report) = Engine::open_in(global.created()?, Options::default())?;
+    if !global.quiet {
+        for run in &report.interrupted {
+            complain(&format!("runwal: run {} was found without an end and is interrupted now", run.name));
+        }
+        report.problems.iter().for_each(|problem| complain(&format!("runwal: {problem}")));
+    }
+    // Worker and terminal belong together: with a group of its own the worker could not read it.
+    let own_group = !std::io::stdin().is_terminal();
+    let signals = watch_signals(&engine, &cancel, own_group)
+        .map_err(|error| Error::io("beginning to watch for signals", error))?;
+    Ok(Ready { engine, cancel, own_group, output, signals })
+}
+
+/// Something failed before anything was started.
 fn not_started(error: &Error, global: &Global) -> u8 {
     show::error(error, global.json());
     complain("runwal: nothing was started");
@@ -163,9 +178,10 @@ fn request(args: &RunArgs) -> Result<RunRequest, Failure> {
         Some(dir) if !dir.is_dir() => {
             return Err(Failure::Usage(format!("{} is no directory to work in", dir.display())));
         }
-        Some(dir) => std::path::absolute(dir).map_err(Failure::Output)?,
-        None => std::env::current_dir().map_err(Failure::Output)?,
+        Some(dir) => std::path::absolute(dir),
+        None => std::env::current_dir(),
     };
+    let tree = tree.map_err(|error| Error::io("asking for the current directory", error))?;
     request.working_tree = Some(tree.into_os_string().into_vec());
     request.environment = args
         .record_env
@@ -210,15 +226,17 @@ struct Signals {
 
 impl Signals {
     /// Ends the thread, which gives the engine up.
-    fn close(self) -> Result<(), Failure> {
+    fn close(self) {
         self.handle.close();
-        self.thread.join().map_err(|_| Failure::Usage("the signal thread panicked".to_owned()))
+        if self.thread.join().is_err() {
+            complain("runwal: the signal thread panicked");
+        }
     }
 }
 
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
-fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> Result<Signals, Failure> {
+fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> std::io::Result<Signals> {
     let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU, SIGXFSZ];
     let mut signals = signal_hook::iterator::Signals::new(all)?;
     let handle = signals.handle();
