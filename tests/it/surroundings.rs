@@ -1,6 +1,7 @@
 //! The tool where its surroundings refuse: threads, descriptors, room in files, a full output.
 
 use crate::cli::{Place, strace_found, text};
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -22,6 +23,15 @@ fn behind(place: &Place, words: &[&str], program: &Path, args: &[&str]) -> Comma
 
 fn runwal() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_runwal"))
+}
+
+/// Whether a command can be run here; says so where it cannot.
+fn works(words: &[&str]) -> bool {
+    let works = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|o| o.status.success());
+    if !works {
+        println!("skipped: `{}` does not work here", words.join(" "));
+    }
+    works
 }
 
 /// A recording that fails before its worker is started ends with 125 and says so.
@@ -57,4 +67,60 @@ fn what_fails_before_the_worker_starts_ends_with_125() {
         let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
         assert_not_started(&place, behind(&place, &words, runwal(), &args));
     }
+}
+
+#[test]
+fn a_limit_on_the_length_of_files_is_told_and_takes_nothing_that_was_acknowledged() {
+    if !works(&["prlimit", "--fsize=0", "true"]) {
+        return;
+    }
+    let lines = |place: &Place| -> Vec<String> {
+        text(&place.run(&["log", "-o", "json"]).stdout).lines().map(str::to_owned).collect()
+    };
+    let expected = (1..=2000).map(|n| format!("{n}\n")).collect::<Vec<_>>().concat();
+    for before in [false, true] {
+        let place = Place::new();
+        let mut ended_well = false;
+        let mut limits: Vec<u64> = (0..12).map(|i| 512 << i).collect();
+        limits.extend([0, 1, 2, 100]);
+        limits.sort_unstable();
+        for n in limits {
+            if !before && place.data().exists() {
+                fs::remove_dir_all(place.data()).unwrap();
+            } else if before && !place.data().exists() {
+                place.record("before", "echo kept");
+            }
+            let limit = format!("--fsize={n}");
+            let words = ["prlimit", limit.as_str()];
+            let run = format!("r{n}");
+            let args = ["-q", "run", "--task", "t", "--run", &run, "--", "seq", "2000"];
+            let output = behind(&place, &words, runwal(), &args).output().unwrap();
+            assert!(matches!(output.status.code(), Some(0 | 125)), "{n}: {output:?}");
+            ended_well = output.status.success();
+            assert!(ended_well || text(&output.stderr).contains("File too large"), "{n}: {output:?}");
+            if !place.data().exists() {
+                continue;
+            }
+            let promised = lines(&place);
+            for args in [&["recover"][..], &["rebuild"]] {
+                let output = behind(&place, &words, runwal(), args).output().unwrap();
+                assert!(matches!(output.status.code(), Some(0 | 7)), "{n}: {args:?}: {output:?}");
+            }
+            place.ends(0, &["recover"]);
+            place.ends(0, &["verify", "--deep"]);
+            assert_eq!(lines(&place)[..promised.len()], promised[..], "{n}: what a reader saw stays");
+            if ended_well {
+                assert_eq!(text(&place.ends(0, &["output", &format!("t/{run}")]).stdout), expected, "{n}");
+            }
+            if before {
+                assert_eq!(text(&place.ends(0, &["output", "t/before"]).stdout), "kept\n", "{n}");
+            }
+        }
+        assert!(ended_well, "the largest limit is none");
+    }
+    // The worker is ended by the limit as it would be without a recorder.
+    let place = Place::new();
+    let args = ["-q", "run", "--", "truncate", "-s", "2M", "long"];
+    let output = behind(&place, &["prlimit", "--fsize=1048576"], runwal(), &args).output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 25), "{output:?}");
 }

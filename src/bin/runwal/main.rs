@@ -15,8 +15,10 @@ mod verify;
 use args::{Cli, Command};
 use clap::Parser;
 use runwal::error::{Error, ErrorKind};
+use signal_hook::consts::SIGXFSZ;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// How a command can fail.
 #[derive(Debug)]
@@ -57,6 +59,9 @@ pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
 }
 
 fn main() -> ExitCode {
+    // With a handler, a write over the file size limit fails instead of ending us. Ignoring the
+    // signal would do the same to the worker.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -7,7 +7,7 @@ use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
 use runwal::record::{Channel, Id};
 use runwal::run::{Cancel, Output, ProcessOptions, ProcessResult, RunRequest, record_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -237,7 +237,7 @@ impl Signals {
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
 fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> std::io::Result<Signals> {
-    let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU, SIGXFSZ];
+    let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
     let mut signals = signal_hook::iterator::Signals::new(all)?;
     let handle = signals.handle();
     let (engine, cancel) = (engine.clone(), cancel.clone());
@@ -248,8 +248,6 @@ fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> std::io::
                 SIGTSTP | SIGTTIN | SIGTTOU => engine.between_commits(|| {
                     let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
                 }),
-                // A write over the file size limit fails then, instead of ending us.
-                SIGXFSZ => {}
                 SIGINT if !own_group => {}
                 _ => cancel.cancel(signal),
             }
