@@ -1,9 +1,11 @@
 //! The tool where its surroundings refuse: threads, descriptors, room in files, a full output.
 
+#![expect(clippy::disallowed_methods, reason = "plays the user, who reads and damages files")]
+
 use crate::cli::{Place, strace_found, text};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// `runwal` behind another command's words, as `prlimit --nofile=9`.
 fn behind(place: &Place, words: &[&str], program: &Path, args: &[&str]) -> Command {
@@ -67,6 +69,71 @@ fn what_fails_before_the_worker_starts_ends_with_125() {
         let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
         assert_not_started(&place, behind(&place, &words, runwal(), &args));
     }
+}
+
+fn full() -> fs::File {
+    fs::File::options().write(true).open("/dev/full").unwrap()
+}
+
+/// Everything that reads, in both formats.
+const READERS: &[&[&str]] = &[
+    &["log"],
+    &["log", "-r"],
+    &["log", "-n", "2"],
+    &["log", "-f", "t/r"],
+    &["output", "@last"],
+    &["output", "-f", "t/r"],
+    &["output", "t/unended"],
+    &["info"],
+    &["runs"],
+    &["state", "t/r"],
+    &["verify"],
+    &["verify", "--deep"],
+    &["recover"],
+    &["recover", "--dry-run"],
+    &["--help"],
+    &["--version"],
+];
+
+#[test]
+fn a_full_output_is_told_and_a_closed_one_is_not() {
+    let place = Place::new();
+    place.record("unended", "printf unended");
+    place.record("r", "echo out; echo err >&2");
+    let assert_told = |args: &[&str], output: &Output| {
+        assert_eq!(output.status.code(), Some(7), "{args:?}: {output:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains("writing the output: No space left on device"), "{args:?}: {told}");
+    };
+    let assert_quiet = |args: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = place.command(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {output:?}");
+        assert!(!text(&output.stderr).contains("runwal:"), "{args:?}: {output:?}");
+    };
+    for format in ["short", "json"] {
+        for args in READERS {
+            let args = [&["-o", format], *args].concat();
+            let output = place.command(&args).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+            assert_told(&args, &output);
+            assert_quiet(&args);
+        }
+        // What they would say depends on the files.
+        for args in [&["rebuild", "--check"][..], &["rebuild"]] {
+            let args = [&["-o", format], args].concat();
+            fs::write(place.data().join("runs/t/r/state.json"), "edited").unwrap();
+            let output = place.command(&args).stdout(full()).stderr(Stdio::piped()).output().unwrap();
+            assert_told(&args, &output);
+            fs::write(place.data().join("runs/t/r/state.json"), "edited").unwrap();
+            assert_quiet(&args);
+        }
+    }
+    // Where stderr is full as well there is nobody to tell.
+    let status = place.command(&["log"]).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(7));
+    let status = place.command(&["state", "nobody"]).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
 }
 
 #[test]

@@ -66,7 +66,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not errors; a closed pipe ends them quietly.
-            let _ = error.print();
+            let printed = error.print().and_then(|()| std::io::stdout().flush());
+            if let Err(failed) = printed
+                && !error.use_stderr()
+            {
+                return ExitCode::from(output_failed(&failed));
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
@@ -84,11 +89,7 @@ fn main() -> ExitCode {
     };
     let code = match result {
         Ok(code) => code,
-        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
-        Err(Failure::Output(error)) => {
-            complain(&format!("runwal: writing the output: {error}"));
-            7
-        }
+        Err(Failure::Output(error)) => output_failed(&error),
         Err(Failure::Usage(message)) => {
             complain(&format!("runwal: {message}\nSee `runwal --help`."));
             2
@@ -99,6 +100,15 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// The exit code where standard output cannot be written: whoever closed it wants no more of it.
+fn output_failed(error: &std::io::Error) -> u8 {
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return 0;
+    }
+    complain(&format!("runwal: writing the output: {error}"));
+    7
 }
 
 /// A line on stderr; a closed one is nobody to complain to.
