@@ -4,6 +4,7 @@
 
 use crate::cli::{Place, strace_found, text};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -190,4 +191,30 @@ fn a_limit_on_the_length_of_files_is_told_and_takes_nothing_that_was_acknowledge
     let args = ["-q", "run", "--", "truncate", "-s", "2M", "long"];
     let output = behind(&place, &["prlimit", "--fsize=1048576"], runwal(), &args).output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 25), "{output:?}");
+}
+
+/// The masks that the kernel shows of a process, by name.
+fn mask(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+#[test]
+fn what_is_ignored_stays_ignored_as_under_nohup() {
+    const HUP_INT_TERM: [u64; 3] = [1, 2, 1 << 14];
+    let place = Place::new();
+    let shell = ["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh"];
+    let args = ["-q", "run", "--task", "t", "--run", "nohup", "--", "sh", "-c", "echo $$; read go; exit 0"];
+    let mut child =
+        behind(&place, &shell, runwal(), &args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut worker = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut worker).unwrap();
+    let worker = worker.trim().parse().unwrap();
+    assert_eq!(HUP_INT_TERM.map(|bit| mask(child.id(), "SigIgn:") & bit != 0), [true, true, false]);
+    assert_eq!(HUP_INT_TERM.map(|bit| mask(child.id(), "SigCgt:") & bit != 0), [false, false, true]);
+    assert_eq!(HUP_INT_TERM.map(|bit| mask(worker, "SigIgn:") & bit != 0), [true, true, false]);
+    assert!(Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap().success());
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -61,7 +61,9 @@ pub(crate) fn exit_code(kind: ErrorKind) -> u8 {
 fn main() -> ExitCode {
     // With a handler, a write over the file size limit fails instead of ending us. Ignoring the
     // signal would do the same to the worker.
-    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    if !is_ignored(SIGXFSZ) {
+        let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -100,6 +102,15 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// Whether whoever started us had this signal ignored, as `nohup` does: then it is to be for us and
+/// for the worker, and a handler would undo that.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// The exit code where standard output cannot be written: whoever closed it wants no more of it.

@@ -238,7 +238,8 @@ impl Signals {
 /// Ctrl-C reaches the worker by itself.
 fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> std::io::Result<Signals> {
     let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
-    let mut signals = signal_hook::iterator::Signals::new(all)?;
+    let heard = all.into_iter().filter(|signal| !crate::is_ignored(*signal));
+    let mut signals = signal_hook::iterator::Signals::new(heard)?;
     let handle = signals.handle();
     let (engine, cancel) = (engine.clone(), cancel.clone());
     let thread = std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
