@@ -1,8 +1,9 @@
 //! The library as an embedder uses it.
 
 use runwal::async_engine::AsyncEngine;
-use runwal::disk::Open;
+use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
 use runwal::engine::{Engine, Entry, Log, NewRecord, Options, World};
+use runwal::error::Result;
 use runwal::position::{Position, Seq, Time};
 use runwal::projection::publish::{Source, rebuild_ticks};
 use runwal::record::{
@@ -11,6 +12,8 @@ use runwal::record::{
 use runwal::run::{End, Outcome, Recorder, RunRequest};
 use runwal::{ErrorKind, JournalOptions, Spares, Verdict};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 fn request(run: &str) -> RunRequest {
     RunRequest::new(Id::new("t").unwrap(), Id::new(run).unwrap(), Id::new("s").unwrap())
@@ -100,6 +103,116 @@ fn a_recorder_dropped_without_an_end_is_ended_by_the_next_engine() {
     engine.close().unwrap();
     let tail = read(dir.path(), "runs/t/r/checkpoints/0002-log-tail.txt");
     assert!(String::from_utf8(tail).unwrap().contains("step_interrupted"));
+}
+
+#[test]
+fn a_rebuild_sees_what_was_recorded_since_its_handle_looked() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    run.chunk(Channel::Stdout, b"early\n").unwrap();
+    let stream = run.stream();
+    let stale = || {
+        let mut log = Log::open(dir.path().join("data")).unwrap();
+        assert!(log.rebuild(stream, true).unwrap().is_none(), "its recorder is alive");
+        log
+    };
+    let (mut compares, mut writes) = (stale(), stale());
+    run.chunk(Channel::Stdout, b"late\n").unwrap();
+    run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
+    drop(run);
+    engine.close().unwrap();
+    let files = || ["state.json", "stdout.log"].map(|name| read(dir.path(), &format!("runs/t/r/{name}")));
+    let before = files();
+    assert_eq!(before[1], b"early\nlate\n");
+    for (log, write) in [(&mut compares, false), (&mut writes, true)] {
+        let rebuilt = log.rebuild(stream, write).unwrap().unwrap();
+        assert_eq!((rebuilt.differences, rebuilt.rewritten, rebuilt.damaged), (Vec::new(), 0, false));
+    }
+    assert!(files() == before, "the files of a run that had gone on were set back");
+}
+
+/// A data directory on which something else happens just before a file is first opened.
+struct Meanwhile {
+    disk: Arc<dyn Disk>,
+    name: &'static str,
+    happens: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl Disk for Meanwhile {
+    fn open(&self, name: &str, how: Open) -> Result<Arc<dyn File>> {
+        if name == self.name
+            && let Some(happens) = self.happens.lock().unwrap().take()
+        {
+            happens();
+        }
+        self.disk.open(name, how)
+    }
+    fn create_dir(&self, name: &str) -> Result<bool> {
+        self.disk.create_dir(name)
+    }
+    fn rename(&self, from: &str, to: &str, replace: bool) -> Result<bool> {
+        self.disk.rename(from, to, replace)
+    }
+    fn remove(&self, name: &str) -> Result<()> {
+        self.disk.remove(name)
+    }
+    fn list(&self, name: &str, visit: &mut dyn FnMut(&str, Kind)) -> Result<()> {
+        self.disk.list(name, visit)
+    }
+    fn stat(&self, name: &str) -> Result<Option<Stat>> {
+        self.disk.stat(name)
+    }
+    fn sync_dir(&self, name: &str) -> Result<()> {
+        self.disk.sync_dir(name)
+    }
+    fn sync_all(&self) -> Result<()> {
+        self.disk.sync_all()
+    }
+    fn session(&self) -> Result<Session> {
+        self.disk.session()
+    }
+    fn unreliable(&self) -> Result<Option<&'static str>> {
+        self.disk.unreliable()
+    }
+}
+
+#[test]
+fn opening_sees_what_a_recorder_did_before_it_gave_its_files_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    engine.wait_published(&run.last_receipt()).unwrap();
+    // The recorder ends after the opening engine has read which runs there are, and before it
+    // looks at their files.
+    let ended = Arc::new(AtomicBool::new(false));
+    let tell = Arc::clone(&ended);
+    let happens = move || {
+        run.chunk(Channel::Stdout, b"late\n").unwrap();
+        run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
+        drop(run);
+        engine.close().unwrap();
+        tell.store(true, Ordering::SeqCst);
+    };
+    let world = World::existing(&dir.path().join("data")).unwrap();
+    let disk = Arc::new(Meanwhile {
+        disk: Arc::clone(&world.disk),
+        name: "cache/files/runs/t/r.json",
+        happens: Mutex::new(Some(Box::new(happens))),
+    });
+    let (beside, report) = Engine::open_in(World { disk, ..world }, Options::default()).unwrap();
+    beside.close().unwrap();
+    assert!(ended.load(Ordering::SeqCst), "the moment has to have come");
+    assert_eq!((report.rewritten_files, report.problems, report.interrupted), (0, Vec::new(), Vec::new()));
+    let state: serde_json::Value = serde_json::from_slice(&read(dir.path(), "runs/t/r/state.json")).unwrap();
+    assert_eq!(state["status"], "completed");
+    assert_eq!(read(dir.path(), "runs/t/r/stdout.log"), b"late\n");
 }
 
 fn tick(stage: &str) -> Tick {

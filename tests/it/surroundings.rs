@@ -2,9 +2,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "plays the user, who reads and damages files")]
 
-use crate::cli::{Place, strace_found, text};
+use crate::cli::{Place, processes_of, strace_found, text, wait_until};
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -35,6 +36,178 @@ fn works(words: &[&str]) -> bool {
         println!("skipped: `{}` does not work here", words.join(" "));
     }
     works
+}
+
+/// What came of recording a worker that says a word and then goes on until its input ends.
+#[derive(Debug)]
+struct Came {
+    code: Option<i32>,
+    said: bool,
+    stderr: String,
+}
+
+/// Records such a worker, lets it go once its word has come through, and looks for processes of the
+/// run before anything else could end them.
+fn record_until_let_go(place: &Place, words: &[&str], program: &Path, run: &str) -> Came {
+    let (out, err) = (place.0.path().join("out"), place.0.path().join("err"));
+    // It also stays where nobody reads its word: only who ends it makes it go.
+    let script = "trap '' PIPE; echo word; read go; exit 0";
+    let args = ["-q", "run", "--task", "t", "--run", run, "--", "sh", "-c", script];
+    let mut child = behind(place, words, program, &args)
+        .stdin(Stdio::piped())
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&err).unwrap())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take();
+    let said = || fs::read(&out).unwrap() == b"word\n";
+    wait_until("the worker's word, or the end", || said() || child.try_wait().unwrap().is_some());
+    let said = said();
+    if said {
+        input = None;
+    }
+    let code = {
+        wait_until("the end", || child.try_wait().unwrap().is_some());
+        child.wait().unwrap().code()
+    };
+    assert_eq!(processes_of(run), Vec::<String>::new(), "{words:?}: a worker is left");
+    drop(input);
+    Came { code, said, stderr: fs::read_to_string(err).unwrap() }
+}
+
+/// What must be true whatever was refused: recorded properly, or failed as the engine does; and what
+/// there is of the run is ended by the next opening.
+fn check(place: &Place, words: &[&str], user: &[&str], run: &str, came: &Came) {
+    match came.code {
+        Some(0) => assert!(came.said, "{words:?}: {came:?}"),
+        Some(125) => {
+            assert!(!came.stderr.is_empty(), "{words:?}: failed without a word");
+            // A worker that ran to its end is told of; any other was ended or never started.
+            assert_eq!(came.said, came.stderr.contains("the worker ended with"), "{words:?}: {came:?}");
+        }
+        _ => panic!("{words:?}: {came:?}"),
+    }
+    if !place.data().join("journal").exists() {
+        return;
+    }
+    for _ in 0..2 {
+        let recovered = behind(place, user, runwal(), &["-o", "json", "recover"]);
+        let recovered = { recovered }.output().unwrap();
+        assert_eq!(recovered.status.code(), Some(0), "{words:?}: {recovered:?}");
+    }
+    place.ends(0, &["verify", "--deep"]);
+    assert_eq!(place.json(0, &["-o", "json", "info"])[0]["openRuns"], 0, "{words:?}");
+    let name = format!("t/{run}");
+    if came.code == Some(0) {
+        assert_eq!(text(&place.ends(0, &["output", &name]).stdout), "word\n", "{words:?}");
+        let state: serde_json::Value =
+            serde_json::from_slice(&place.ends(0, &["state", &name]).stdout).unwrap();
+        assert_eq!(state["status"], "completed", "{words:?}");
+    }
+}
+
+#[test]
+fn with_too_few_threads_no_worker_is_left_and_nothing_is_half_recorded() {
+    let place = Place::new();
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    // Root is exempt from the limit; a user of its own has no other processes that count.
+    let id = (1_000_000_000 + std::process::id()).to_string();
+    let (reuid, regid) = (format!("--reuid={id}"), format!("--regid={id}"));
+    let user: Vec<&str> =
+        if root { vec!["setpriv", &reuid, &regid, "--clear-groups"] } else { vec!["unshare", "-U"] };
+    if !works(&[&user[..], &["prlimit", "--nproc=9", "true"]].concat()) {
+        return;
+    }
+    // The directory that the tests were built in may be closed to that user. Copied by a process of
+    // its own: a descriptor of ours would be inherited by others, and what is open is not executed.
+    let program = place.0.path().join("runwal");
+    assert!(Command::new("cp").arg(runwal()).arg(&program).status().unwrap().success());
+    if root {
+        let id = id.parse().unwrap();
+        chown(place.0.path(), Some(id), Some(id)).unwrap();
+    }
+    let mut told = String::new();
+    for n in 0..32 {
+        let limit = format!("--nproc={n}");
+        let words = [&user[..], &["prlimit", &limit]].concat();
+        let run = format!("threads-{n}");
+        let came = record_until_let_go(&place, &words, &program, &run);
+        check(&place, &words, &user, &run, &came);
+        told += &came.stderr;
+        if came.code == Some(0) {
+            // The last two are started by two threads: either may be the one too many.
+            let lacked = |name: &str| told.contains(&format!("starting the {name} thread"));
+            assert!(lacked("publishing") && lacked("journal"), "{told}");
+            assert!(lacked("guarding") || lacked("committing"), "{told}");
+            return;
+        }
+    }
+    panic!("nothing was recorded with 31 threads");
+}
+
+#[test]
+fn whichever_thread_cannot_be_started_no_worker_is_left() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    let mut told = String::new();
+    for n in 1..32 {
+        let inject = format!("inject=clone,clone3:error=EAGAIN:when={n}");
+        let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=clone,clone3", "-e", &inject];
+        let run = format!("thread-{n}");
+        let came = record_until_let_go(&place, &words, runwal(), &run);
+        check(&place, &words, &[], &run, &came);
+        told += &came.stderr;
+        if came.code == Some(0) {
+            for what in ["publishing thread", "watch for signals", "journal thread", "guarding thread"] {
+                assert!(told.contains(what), "{what}: {told}");
+            }
+            return;
+        }
+    }
+    panic!("nothing was recorded with 31 threads and processes");
+}
+
+#[test]
+fn with_too_few_descriptors_no_worker_is_left_and_nothing_is_half_recorded() {
+    if !works(&["prlimit", "--nofile=32", "true"]) {
+        return;
+    }
+    let mut good = 0;
+    for n in 3..128 {
+        let place = Place::new();
+        let limit = format!("--nofile={n}");
+        let words = ["prlimit", &limit];
+        let run = format!("descriptors-{n}");
+        let came = record_until_let_go(&place, &words, runwal(), &run);
+        if came.stderr.contains("while loading shared libraries") {
+            continue;
+        }
+        check(&place, &words, &[], &run, &came);
+        good = if came.code == Some(0) && came.stderr.is_empty() { good + 1 } else { 0 };
+        if good == 3 {
+            return;
+        }
+    }
+    panic!("nothing was recorded with 127 descriptors");
+}
+
+#[test]
+fn a_worker_that_cannot_be_watched_is_ended_and_told() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    let inject = ["-e", "trace=pidfd_open", "-e", "inject=pidfd_open:error=ENOSYS"];
+    let words = [&["strace", "-f", "-qq", "-o", "/dev/null"][..], &inject].concat();
+    let came = record_until_let_go(&place, &words, runwal(), "unwatched");
+    assert_eq!(came.code, Some(125), "{came:?}");
+    assert!(!came.said && came.stderr.contains("cannot be watched"), "{came:?}");
+    check(&place, &words, &[], "unwatched", &came);
+    let state: serde_json::Value =
+        serde_json::from_slice(&place.ends(0, &["state", "t/unwatched"]).stdout).unwrap();
+    assert_eq!(state["status"], "interrupted");
 }
 
 /// A recording that fails before its worker is started ends with 125 and says so.
@@ -70,6 +243,88 @@ fn what_fails_before_the_worker_starts_ends_with_125() {
         let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
         assert_not_started(&place, behind(&place, &words, runwal(), &args));
     }
+}
+
+#[test]
+fn a_directory_whose_maker_may_have_died_is_made_durable_first() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    let parent = fs::canonicalize(place.0.path()).unwrap();
+    fs::create_dir(place.data()).unwrap();
+    let trace = place.0.path().join("trace");
+    let record = || {
+        let status = Command::new("strace")
+            .args(["-f", "-qq", "-y", "-e", "trace=fsync,fdatasync,syncfs,openat,openat2,mkdirat", "-o"])
+            .arg(&trace)
+            .arg(runwal())
+            .arg("--dir")
+            .arg(place.data())
+            .args(["-q", "run", "--", "true"])
+            .stdin(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        fs::read_to_string(&trace).unwrap()
+    };
+    let of_parent = format!("<{}>)", parent.display());
+    let synced = |line: &str| line.contains(" fsync(") && line.contains(&of_parent);
+    let first = record();
+    let sync = first.lines().position(synced).unwrap_or_else(|| panic!("never synced:\n{first}"));
+    let makes = |line: &str| line.contains("O_CREAT") || line.contains(" mkdirat(") && line.ends_with("= 0");
+    assert!(first.lines().position(makes).unwrap() > sync, "something was made in it before:\n{first}");
+    // Once there is a journal, its name has been synced.
+    assert!(!record().lines().any(synced));
+}
+
+#[test]
+fn files_of_one_run_that_cannot_be_written_hold_up_no_other() {
+    let place = Place::new();
+    place.record("a", "echo one");
+    place.record("b", "echo two");
+    let before = place.tree();
+    let state = |run: &str| place.data().join(format!("runs/t/{run}/state.json"));
+    // A folder in the place of a file is moved aside, with what is in it; here there is nowhere to.
+    let quarantine = place.data().join("journal/quarantine");
+    fs::remove_file(state("a")).unwrap();
+    fs::create_dir(state("a")).unwrap();
+    fs::write(state("a").join("mine"), "precious").unwrap();
+    fs::write(&quarantine, "no folder").unwrap();
+    fs::write(state("b"), "edited").unwrap();
+    let output = place.record("c", "echo three");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "three\n".to_owned()), "{output:?}");
+    let told = place.run(&["recover"]);
+    assert_eq!(told.status.code(), Some(7), "{told:?}");
+    assert!(text(&told.stderr).contains("repairing files"), "{told:?}");
+    assert_eq!(fs::read_to_string(state("a").join("mine")).unwrap(), "precious");
+    assert_eq!(fs::read(state("b")).unwrap(), before["/t/b/state.json"], "b's files are mended all the same");
+    fs::remove_file(&quarantine).unwrap();
+    place.ends(0, &["recover"]);
+    assert_eq!(fs::read(state("a")).unwrap(), before["/t/a/state.json"]);
+    place.ends(0, &["rebuild", "--check"]);
+    let aside = fs::read_dir(&quarantine).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read_to_string(aside.join("mine")).unwrap(), "precious");
+}
+
+#[test]
+fn what_cannot_be_noted_in_the_cache_stops_no_recording() {
+    let place = Place::new();
+    place.record("a", "echo one");
+    place.record("b", "head -c 400000 /dev/zero");
+    place.record("c", "echo three");
+    assert!(place.segment(2).exists());
+    let projected = place.data().join("cache/projected");
+    let _ = fs::remove_file(&projected);
+    fs::create_dir_all(projected.join("mine")).unwrap();
+    let output = place.record("d", "echo four");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "four\n".to_owned()), "{output:?}");
+    let told = place.run(&["recover"]);
+    assert_eq!(told.status.code(), Some(7), "{told:?}");
+    assert!(text(&told.stderr).contains("noting what is projected"), "{told:?}");
+    fs::remove_dir_all(&projected).unwrap();
+    place.ends(0, &["recover"]);
+    assert!(fs::metadata(&projected).unwrap().is_file());
 }
 
 fn full() -> fs::File {
@@ -135,6 +390,31 @@ fn a_full_output_is_told_and_a_closed_one_is_not() {
     assert_eq!(status.code(), Some(7));
     let status = place.command(&["state", "nobody"]).stderr(full()).status().unwrap();
     assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn a_worker_whose_output_cannot_be_passed_on_is_recorded_all_the_same() {
+    let place = Place::new();
+    let record = |run: &str, script: &str| {
+        let mut command =
+            place.command(&["-q", "run", "--task", "t", "--run", run, "--", "sh", "-c", script]);
+        command.stderr(Stdio::piped());
+        command
+    };
+    let output = record("hi", "echo hi; exit 3").stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(text(&output.stderr).contains("the worker's stdout cannot be passed on"), "{output:?}");
+    assert_eq!(text(&place.ends(0, &["output", "t/hi"]).stdout), "hi\n");
+    // Who goes on writing is told as by a closed pipe.
+    let output = record("on", "exec yes").stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(128 + 13), "{output:?}");
+    let state: serde_json::Value = serde_json::from_slice(&place.ends(0, &["state", "t/on"]).stdout).unwrap();
+    assert_eq!((&state["status"], &state["signal"]), (&"failed".into(), &"SIGPIPE".into()));
+    let status = record("err", "echo out; echo err >&2; exit 4").stderr(full()).output().unwrap();
+    assert_eq!((status.status.code(), text(&status.stdout)), (Some(4), "out\n".to_owned()));
+    let again = place.ends(0, &["output", "t/err"]);
+    assert_eq!((text(&again.stdout), text(&again.stderr)), ("out\n".to_owned(), "err\n".to_owned()));
+    place.ends(0, &["verify", "--deep"]);
 }
 
 #[test]
