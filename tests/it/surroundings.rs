@@ -406,7 +406,7 @@ fn a_worker_whose_output_cannot_be_passed_on_is_recorded_all_the_same() {
     assert!(text(&output.stderr).contains("the worker's stdout cannot be passed on"), "{output:?}");
     assert_eq!(text(&place.ends(0, &["output", "t/hi"]).stdout), "hi\n");
     // Who goes on writing is told as by a closed pipe.
-    let output = record("on", "exec yes").stdout(full()).output().unwrap();
+    let output = record("on", "exec head -c 100000000 /dev/zero").stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(128 + 13), "{output:?}");
     let state: serde_json::Value = serde_json::from_slice(&place.ends(0, &["state", "t/on"]).stdout).unwrap();
     assert_eq!((&state["status"], &state["signal"]), (&"failed".into(), &"SIGPIPE".into()));
