@@ -8,6 +8,7 @@ use crate::disk::os::OsDisk;
 use crate::disk::{Disk, Kind, Open};
 use crate::error::{Error, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
 
@@ -49,29 +50,82 @@ fn read(proc_fs: &dyn Disk, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Process group and start time out of `/proc/PID/stat`, whose second field may contain anything.
-fn parse_stat(stat: &[u8]) -> Option<(u32, u64, u8)> {
+/// What `/proc/PID/stat` says. Its second field may contain anything.
+struct Status {
+    state: u8,
+    #[cfg(feature = "terminal")]
+    parent: u32,
+    group: u32,
+    start_ticks: u64,
+}
+
+fn parse_stat(stat: &[u8]) -> Option<Status> {
     let behind_name = stat.iter().rposition(|b| *b == b')')? + 2;
     let fields: Vec<&[u8]> = stat.get(behind_name..)?.split(|b| *b == b' ').collect();
     let number = |i: usize| std::str::from_utf8(fields.get(i)?).ok()?.trim().parse::<u64>().ok();
-    Some((u32::try_from(number(2)?).ok()?, number(19)?, *fields.first()?.first()?))
+    Some(Status {
+        state: *fields.first()?.first()?,
+        #[cfg(feature = "terminal")]
+        parent: u32::try_from(number(1)?).ok()?,
+        group: u32::try_from(number(2)?).ok()?,
+        start_ticks: number(19)?,
+    })
+}
+
+/// The parent of a process.
+#[cfg(feature = "terminal")]
+pub(crate) fn parent(pid: Pid) -> Option<Pid> {
+    let stat = read(&table().ok()?, &format!("{}/stat", pid.as_raw_nonzero())).ok()?;
+    i32::try_from(parse_stat(&stat)?.parent).ok().and_then(Pid::from_raw)
 }
 
 /// The identity of a running process; `None` if there is none of this id.
 pub(crate) fn identity(pid: u32) -> Option<Identity> {
     let stat = read(&table().ok()?, &format!("{pid}/stat")).ok()?;
-    parse_stat(&stat).map(|(_, start_ticks, _)| Identity { pid, start_ticks })
+    parse_stat(&stat).map(|status| Identity { pid, start_ticks: status.start_ticks })
+}
+
+/// A process that a worker left running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Left {
+    /// Its id.
+    pub pid: u32,
+    /// The beginning of its command line.
+    pub command: String,
+}
+
+/// What is left running of a worker that has exited.
+pub(crate) fn left_of(run: &str, recorder: &str, worker: Identity) -> Vec<Left> {
+    const SHOWN: usize = 200;
+    let Ok(proc_fs) = table() else { return Vec::new() };
+    let found = members(run, recorder, Some(worker), last_pid(&proc_fs) >= Some(worker.pid));
+    let command = |pid: u32| {
+        let line = read(&proc_fs, &format!("{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
+        words.join(" ").trim_end().chars().take(SHOWN).collect()
+    };
+    found.unwrap_or_default().into_iter().map(|p| Left { pid: p.pid, command: command(p.pid) }).collect()
+}
+
+/// The id that was given away last.
+fn last_pid(proc_fs: &dyn Disk) -> Option<u32> {
+    let text = read(proc_fs, "loadavg").ok()?;
+    std::str::from_utf8(&text).ok()?.split_whitespace().last()?.parse().ok()
 }
 
 /// All processes that belong to a run: in the group of its worker (if the worker's identity still
 /// holds for that group) or with the run's variables in their environment.
-fn members(run: &str, recorder: &str, worker: Option<Identity>) -> Result<Vec<Identity>> {
+///
+/// With `younger`, only those with higher ids than the worker's are looked at: ids are given away
+/// upwards, and whoever asks knows that they have not begun anew.
+fn members(run: &str, recorder: &str, worker: Option<Identity>, younger: bool) -> Result<Vec<Identity>> {
     let proc_fs = table()?;
     let wanted = [format!("{RUN_VARIABLE}={run}"), format!("{RECORDER_VARIABLE}={recorder}")];
     let mut pids: Vec<u32> = Vec::new();
     proc_fs.list(".", &mut |name, kind| {
         if kind == Kind::Directory
             && let Ok(pid) = name.parse()
+            && (!younger || worker.is_none_or(|worker| pid > worker.pid))
         {
             pids.push(pid);
         }
@@ -82,18 +136,15 @@ fn members(run: &str, recorder: &str, worker: Option<Identity>) -> Result<Vec<Id
     let mut found = Vec::new();
     for pid in pids {
         // Processes come and go while they are looked at.
-        let Some((its_group, start_ticks, state)) =
-            read(&proc_fs, &format!("{pid}/stat")).ok().and_then(|stat| parse_stat(&stat))
-        else {
-            continue;
-        };
-        if state == b'Z' || pid == std::process::id() {
+        let stat = read(&proc_fs, &format!("{pid}/stat")).ok();
+        let Some(status) = stat.and_then(|stat| parse_stat(&stat)) else { continue };
+        if status.state == b'Z' || pid == std::process::id() {
             continue;
         }
         let environ = read(&proc_fs, &format!("{pid}/environ")).unwrap_or_default();
         let marked = wanted.iter().all(|w| environ.split(|b| *b == 0).any(|v| v == w.as_bytes()));
-        if marked || group == Some(its_group) {
-            found.push(Identity { pid, start_ticks });
+        if marked || group == Some(status.group) {
+            found.push(Identity { pid, start_ticks: status.start_ticks });
         }
     }
     Ok(found)
@@ -114,7 +165,7 @@ pub(crate) fn end_orphans(
     worker: Option<Identity>,
     grace: Duration,
 ) -> Result<usize> {
-    let found = members(run, recorder, worker)?;
+    let found = members(run, recorder, worker, false)?;
     if found.is_empty() {
         return Ok(0);
     }
@@ -127,7 +178,7 @@ pub(crate) fn end_orphans(
     let start = clock.monotonic_ns();
     let mut killed = false;
     loop {
-        let left = members(run, recorder, worker)?;
+        let left = members(run, recorder, worker, false)?;
         if left.is_empty() {
             return Ok(count);
         }

@@ -30,6 +30,7 @@ pub mod sim;
 use crate::error::Result;
 pub use crate::position::Session;
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How a file is opened. None of them follows a symbolic link, and all but `Directory` refuse what
@@ -109,6 +110,10 @@ pub trait Disk: Send + Sync + Debug {
     fn sync_dir(&self, name: &str) -> Result<()>;
     /// Makes everything on the file system durable, in one call: for disposable files in bulk.
     fn sync_all(&self) -> Result<()>;
+    /// Where it is in the file system that other programs see; `None` where they do not see it.
+    fn path(&self) -> Option<PathBuf> {
+        None
+    }
     /// The session this disk is seen in.
     fn session(&self) -> Result<Session>;
     /// The file system's name if it is one on which locks or syncs cannot be relied upon.

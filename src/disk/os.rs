@@ -230,6 +230,10 @@ impl Disk for OsDisk {
         fs::syncfs(&self.root).map_err(|e| self.error("syncing the file system of", "", e))
     }
 
+    fn path(&self) -> Option<PathBuf> {
+        std::path::absolute(&self.path).ok()
+    }
+
     fn session(&self) -> Result<Session> {
         let error = |e| self.error("asking for the mount of", "", e);
         // Ordinary mount ids are given away again after an unmount; Linux 6.8 has lasting ones

@@ -3,7 +3,6 @@
 //! without an end.
 
 use super::NewRecord;
-use crate::error::Result;
 use crate::position::{Position, Seq, Time};
 use crate::projection::{RunFold, Stamp};
 use crate::record::{
@@ -89,22 +88,30 @@ pub(crate) fn preview(fold: &mut RunFold, record: &NewRecord, now: Time) {
 }
 
 /// The data of a terminal event.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct EndingData {
-    ok: bool,
-    blocked: bool,
-    needs_human: bool,
-    exit_code: Option<i32>,
-    artifacts: [(); 0],
+pub(crate) struct EndingData<'a> {
+    pub(crate) ok: bool,
+    pub(crate) blocked: bool,
+    pub(crate) needs_human: bool,
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) artifacts: &'a [Artifact],
 }
 
-/// The data of a terminal event, without artifacts.
-pub(crate) fn ending_data(
-    ok: bool,
-    blocked: bool,
-    needs_human: bool,
-    exit_code: Option<i32>,
-) -> Result<JsonText> {
-    JsonText::of(&EndingData { ok, blocked, needs_human, exit_code, artifacts: [] })
+impl Artifact {
+    /// A file that is made from the run's records, and so goes on changing with them.
+    pub(crate) fn of_run(path: String) -> Self {
+        Self { path, bytes: None, digest: None }
+    }
+}
+
+/// A file of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Artifact {
+    /// Its name within the run's directory.
+    pub path: String,
+    /// Its length, where it does not change any more.
+    pub bytes: Option<u64>,
+    /// The BLAKE3 of its content in hex, where that does not change any more.
+    pub digest: Option<String>,
 }

@@ -8,8 +8,8 @@ mod log;
 mod publisher;
 mod repair;
 
-pub use ending::{Ending, ending_records};
-pub(crate) use ending::{ending_data, preview};
+pub use ending::{Artifact, Ending, ending_records};
+pub(crate) use ending::{EndingData, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
 pub(crate) use repair::hex;
 pub use repair::{InterruptedRun, Report};

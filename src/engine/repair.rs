@@ -1,7 +1,7 @@
 //! What opening for writing does after a crash, beyond the journal itself: ends the runs of dead
 //! recorders, and brings files to what the journal says.
 
-use super::ending::{Ending, ending_data, ending_records};
+use super::ending::{Ending, EndingData, ending_records};
 use super::{Engine, Log, NewRecord, Options};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
@@ -13,7 +13,7 @@ use crate::projection::RunFold;
 use crate::projection::publish::{
     Rebuilt, TICKS_FOLDER, lock_folder, looks_right, rebuild_run, rebuild_ticks,
 };
-use crate::record::{Body, Level, Lifecycle, RunName, Status, TICKS_STREAM, event, terminal};
+use crate::record::{Body, JsonText, Level, Lifecycle, RunName, Status, TICKS_STREAM, event, terminal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -171,7 +171,7 @@ fn end_run(
         status: Status::Interrupted,
         summary: "The recorder died before the run ended.".to_owned(),
         exit_code: None,
-        data: ending_data(false, false, false, None)?,
+        data: JsonText::of(&EndingData::default())?,
     };
     let records = ending_records(&fold, now, before, ending);
     engine.append(stream, fold.last_seq().next(), &records)?;

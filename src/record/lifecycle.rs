@@ -18,6 +18,14 @@ pub mod event {
     pub const WORKER_EXECUTION_DEFERRED: &str = "worker_execution_deferred";
     /// The worker is gone.
     pub const WORKER_EXITED: &str = "worker_exited";
+    /// The window of the worker's pseudo-terminal has another size.
+    pub const TERMINAL_RESIZED: &str = "terminal_resized";
+    /// A checkpoint that was asked for was not taken; the message says why.
+    pub const CHECKPOINT_SKIPPED: &str = "checkpoint_skipped";
+    /// A file of the worker is not among its artifacts; the message says which and why.
+    pub const ARTIFACT_SKIPPED: &str = "artifact_skipped";
+    /// What the worker wrote about its own outcome does not count; the message says why.
+    pub const OUTCOME_REFUSED: &str = "outcome_refused";
 }
 
 /// The types of the one event that ends a run.

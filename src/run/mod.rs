@@ -4,5 +4,7 @@
 mod process;
 mod recorder;
 
-pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, record_process};
-pub use recorder::{End, Outcome, Recorder, RunRequest, RunResult};
+pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, Terminal, record_process};
+#[cfg(feature = "terminal")]
+pub use process::{Foreground, Pseudo};
+pub use recorder::{Artifact, End, Outcome, Recorder, RunRequest, RunResult, Taken};

@@ -1,18 +1,22 @@
 //! The recorder of one run: the only writer of its stream.
 
-use crate::engine::{Ending, Engine, NewRecord, Receipt, Ticket, ending_data, ending_records, preview};
+pub use crate::engine::Artifact;
+use crate::engine::{Ending, EndingData, Engine, NewRecord, Receipt, Ticket, ending_records, preview};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
 use crate::projection::{Counts, RENDERER, RunFold, summary_json};
 use crate::record::{
-    Body, Bytes, Channel, Checkpoint, FileFormat, Id, Level, Lifecycle, MAX_PAYLOAD_LEN, ParentRun, Replay,
-    RunName, RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
+    Body, Bytes, Channel, Checkpoint, FileFormat, Id, JsonText, Level, Lifecycle, MAX_PAYLOAD_LEN, ParentRun,
+    Replay, RunName, RunPrepared, StatePatch, Status, checkpoint_type, event, terminal,
 };
 use serde::Serialize;
 use std::collections::BTreeSet;
 
 /// The most content of a checkpoint that one record carries.
 const PART_LEN: usize = MAX_PAYLOAD_LEN - (64 << 10);
+
+/// The files every run has.
+const FILES: [&str; 5] = ["meta.json", "state.json", "worker.log", "stdout.log", "stderr.log"];
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -94,7 +98,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Whether nothing went wrong.
-    fn is_ok(self) -> bool {
+    pub(super) fn is_ok(self) -> bool {
         matches!(self, Self::Completed | Self::Prepared)
     }
 
@@ -124,12 +128,14 @@ pub struct End {
     exit_code: Option<i32>,
     summary: String,
     before: Vec<NewRecord>,
+    artifacts: Vec<Artifact>,
 }
 
 impl End {
     /// With an outcome and a sentence; whether it is ok follows from the outcome.
     pub fn new(outcome: Outcome, summary: impl Into<String>) -> Self {
-        Self { outcome, ok: outcome.is_ok(), exit_code: None, summary: summary.into(), before: Vec::new() }
+        let (before, artifacts) = (Vec::new(), Vec::new());
+        Self { outcome, ok: outcome.is_ok(), exit_code: None, summary: summary.into(), before, artifacts }
     }
 
     /// With the worker's exit code.
@@ -141,6 +147,11 @@ impl End {
     /// event is an error.
     pub fn ok(self, ok: bool) -> Self {
         Self { ok, ..self }
+    }
+
+    /// With the files that the worker left.
+    pub fn artifacts(self, artifacts: Vec<Artifact>) -> Self {
+        Self { artifacts, ..self }
     }
 
     /// With records in the same batch, in front of the terminal event.
@@ -156,6 +167,10 @@ pub struct RunResult {
     pub outcome: Outcome,
     /// Whether it did what was asked.
     pub ok: bool,
+    /// Whether it cannot go on by itself.
+    pub blocked: bool,
+    /// Whether a person has to look.
+    pub needs_human: bool,
     /// The worker's exit code, if it had one.
     pub exit_code: Option<i32>,
     /// How it went, in a sentence.
@@ -164,6 +179,10 @@ pub struct RunResult {
     pub duration_ms: u64,
     /// What its log consists of.
     pub counts: Counts,
+    /// Its checkpoints.
+    pub checkpoints: Vec<Taken>,
+    /// The run's own files first, then the worker's, all within the run's directory.
+    pub artifacts: Vec<Artifact>,
     /// Why its files may lag behind the journal, which has every record: `runwal rebuild`, or
     /// opening the journal again, makes them right.
     pub publish_error: Option<Error>,
@@ -179,6 +198,18 @@ pub struct Recorder {
     fold: RunFold,
     last: Receipt,
     published: Result<()>,
+    checkpoints: Vec<Taken>,
+}
+
+/// A checkpoint of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Its number.
+    pub number: u32,
+    /// Its type.
+    pub kind: String,
+    /// Its file within the run's directory.
+    pub file: String,
 }
 
 impl Recorder {
@@ -217,16 +248,18 @@ impl Recorder {
         preview(&mut fold, &first, now);
         let then = first_records(&run, request.term, created, &fold)?;
         let receipt = engine.begin_run(&run, Some(created), request.term, &then)?;
-        then.iter().for_each(|record| preview(&mut fold, record, now));
         let published = engine.wait_published(&receipt);
-        Ok(Self {
+        let mut recorder = Self {
             engine: engine.clone(),
             name: run.name,
             stream: receipt.stream,
             fold,
             last: receipt,
             published,
-        })
+            checkpoints: Vec::new(),
+        };
+        recorder.note(&then, now);
+        Ok(recorder)
     }
 
     /// Task and run.
@@ -262,7 +295,7 @@ impl Recorder {
         }
         let now = self.engine.world().clock.now();
         let receipt = self.engine.append(self.stream, self.fold.last_seq().next(), &records)?;
-        records.iter().for_each(|record| preview(&mut self.fold, record, now));
+        self.note(&records, now);
         self.last = receipt;
         Ok(receipt)
     }
@@ -272,8 +305,21 @@ impl Recorder {
     pub(super) fn submit(&mut self, records: &[NewRecord]) -> Result<Ticket> {
         let now = self.engine.world().clock.now();
         let ticket = self.engine.submit(self.stream, self.fold.last_seq().next(), records)?;
-        records.iter().for_each(|record| preview(&mut self.fold, record, now));
+        self.note(records, now);
         Ok(ticket)
+    }
+
+    /// Takes in what was handed to the engine.
+    fn note(&mut self, records: &[NewRecord], now: Time) {
+        for record in records {
+            preview(&mut self.fold, record, now);
+            if let Body::Checkpoint(part) = &record.body
+                && !record.more
+            {
+                let file = format!("checkpoints/{}", part.file_name());
+                self.checkpoints.push(Taken { number: part.number, kind: part.kind.clone(), file });
+            }
+        }
     }
 
     /// Records a lifecycle event.
@@ -323,9 +369,13 @@ impl Recorder {
             parts.push(b"");
         }
         let last = parts.len() - 1;
+        let mut tickets = Vec::with_capacity(parts.len());
         for (i, part) in parts.into_iter().enumerate() {
             let body = Body::Checkpoint(Checkpoint { content: part.to_vec(), ..whole.clone() });
-            self.append(vec![NewRecord { more: i < last, ..body.into() }])?;
+            tickets.push(self.submit(&[NewRecord { more: i < last, ..body.into() }])?);
+        }
+        for ticket in tickets {
+            self.last = ticket.wait()?;
         }
         Ok(number)
     }
@@ -338,11 +388,12 @@ impl Recorder {
     /// [`ErrorKind::Misuse`] where it has ended already.
     pub fn finish(&mut self, end: End) -> Result<RunResult> {
         let now = self.engine.world().clock.now();
-        let End { outcome, ok, exit_code, summary, before } = end;
+        let End { outcome, ok, exit_code, summary, before, artifacts } = end;
         let (event, level, status) = outcome.terminal();
         let level = if ok == outcome.is_ok() { level } else { Level::Error };
         let (blocked, needs_human) = (outcome == Outcome::Blocked, outcome == Outcome::NeedsHuman);
-        let data = ending_data(ok, blocked, needs_human, exit_code)?;
+        let data = EndingData { ok, blocked, needs_human, exit_code, artifacts: &artifacts };
+        let data = JsonText::of(&data)?;
         let ending = Ending { event, level, status, summary: summary.clone(), exit_code, data };
         let records = ending_records(&self.fold, now, before, ending);
         let receipt = self.append(records)?;
@@ -351,7 +402,22 @@ impl Recorder {
         let started = self.fold.state().started_at.unwrap_or(now);
         let counts = *self.fold.counts();
         let duration_ms = now.millis_since(started);
-        Ok(RunResult { outcome, ok, exit_code, summary, duration_ms, counts, publish_error })
+        let checkpoints = self.checkpoints.clone();
+        let own = FILES.map(str::to_owned).into_iter().chain(checkpoints.iter().map(|c| c.file.clone()));
+        let artifacts = own.map(Artifact::of_run).chain(artifacts).collect();
+        Ok(RunResult {
+            outcome,
+            ok,
+            blocked,
+            needs_human,
+            exit_code,
+            summary,
+            duration_ms,
+            counts,
+            checkpoints,
+            artifacts,
+            publish_error,
+        })
     }
 
     /// The last receipt.

@@ -17,4 +17,5 @@ mod disk;
 mod engine;
 mod format;
 mod surroundings;
+mod terminal;
 mod tidy;

@@ -160,7 +160,7 @@ fn whichever_thread_cannot_be_started_no_worker_is_left() {
         check(&place, &words, &[], &run, &came);
         told += &came.stderr;
         if came.code == Some(0) {
-            for what in ["publishing thread", "watch for signals", "journal thread", "guarding thread"] {
+            for what in ["publishing thread", "watch for signals", "journal thread", "threads that watch"] {
                 assert!(told.contains(what), "{what}: {told}");
             }
             return;

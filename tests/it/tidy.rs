@@ -22,7 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "engine",
         &["record", "projection", "reader", "journal", "processes", "disk", "clock", "position", "error"],
     ),
-    ("run", &["engine", "projection", "record", "processes", "clock", "position", "error"]),
+    ("run", &["engine", "projection", "record", "processes", "disk", "clock", "position", "error"]),
     ("async_engine", &["engine", "record", "position", "error"]),
     ("docs", &[]),
     (

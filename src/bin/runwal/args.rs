@@ -208,6 +208,12 @@ pub(crate) struct RunArgs {
     /// Record this variable of the environment; may be repeated
     #[arg(long = "record-env", value_name = "NAME")]
     pub(crate) record_env: Vec<OsString>,
+    /// Take a checkpoint of this file, which the tests write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) test_output: Option<PathBuf>,
+    /// Give it a pseudo-terminal, recorded as one channel
+    #[arg(long)]
+    pub(crate) pty: bool,
     /// Take no checkpoints
     #[arg(long)]
     pub(crate) no_checkpoints: bool,

@@ -6,9 +6,11 @@ use runwal::clock::{Clock, Entropy};
 use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
 use runwal::record::{Channel, Id};
-use runwal::run::{Cancel, Output, ProcessOptions, ProcessResult, RunRequest, record_process};
+use runwal::run::{
+    Cancel, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal, record_process,
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
@@ -65,7 +67,7 @@ impl Output for PassThrough {
 struct Ready {
     engine: Engine,
     cancel: Cancel,
-    own_group: bool,
+    terminal: Terminal,
     output: PassThrough,
     signals: Signals,
 }
@@ -77,15 +79,19 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
         }
         other => other?,
     };
-    let Ready { engine, cancel, own_group, mut output, signals } = match prepare(global) {
+    let Ready { engine, cancel, terminal, mut output, signals } = match prepare(global, args.pty) {
         Err(Failure::Engine(error)) => return Ok(not_started(&error, global)),
         other => other?,
     };
     if !global.quiet && (args.task.is_none() || args.run.is_none()) {
         complain(&format!("runwal: recording {}", request.name));
     }
-    let environment = artifacts(global, &request.name);
-    let options = ProcessOptions { environment, own_group, stop_on_failure: false };
+    let options = ProcessOptions {
+        stop_on_failure: false,
+        terminal,
+        test_output: args.test_output.clone(),
+        ..ProcessOptions::default()
+    };
     let result = record_process(&engine, request, &options, &mut output, &cancel);
     signals.close();
     let code = match result {
@@ -107,7 +113,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     }
 }
 
-fn prepare(global: &Global) -> Result<Ready, Failure> {
+fn prepare(global: &Global, pty: bool) -> Result<Ready, Failure> {
     let cancel = Cancel::new()?;
     let output = PassThrough::new(global.json())
         .map_err(|error| Error::io("making descriptors to pass the output on to", error))?;
@@ -118,11 +124,10 @@ fn prepare(global: &Global) -> Result<Ready, Failure> {
         }
         report.problems.iter().for_each(|problem| complain(&format!("runwal: {problem}")));
     }
-    // Worker and terminal belong together: with a group of its own the worker could not read it.
-    let own_group = !std::io::stdin().is_terminal();
-    let signals = watch_signals(&engine, &cancel, own_group)
+    let terminal = if pty { Terminal::Pseudo(Pseudo::new()) } else { Terminal::of_process() };
+    let signals = watch_signals(&engine, &cancel, &terminal)
         .map_err(|error| Error::io("beginning to watch for signals", error))?;
-    Ok(Ready { engine, cancel, own_group, output, signals })
+    Ok(Ready { engine, cancel, terminal, output, signals })
 }
 
 /// Something failed before anything was started.
@@ -211,14 +216,6 @@ fn make_up_id() -> Result<String, Failure> {
     Ok(digits(millis, 10) + &digits(random, 8))
 }
 
-fn artifacts(
-    global: &Global,
-    name: &runwal::record::RunName,
-) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
-    let dir = std::path::absolute(global.dir()).unwrap_or_else(|_| global.dir());
-    vec![("RUNWAL_ARTIFACTS".into(), dir.join(name.folder()).join("artifacts").into_os_string())]
-}
-
 struct Signals {
     handle: signal_hook::iterator::Handle,
     thread: std::thread::JoinHandle<()>,
@@ -236,20 +233,23 @@ impl Signals {
 
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
-fn watch_signals(engine: &Engine, cancel: &Cancel, own_group: bool) -> std::io::Result<Signals> {
+fn watch_signals(engine: &Engine, cancel: &Cancel, terminal: &Terminal) -> std::io::Result<Signals> {
     let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
     let heard = all.into_iter().filter(|signal| !crate::is_ignored(*signal));
     let mut signals = signal_hook::iterator::Signals::new(heard)?;
     let handle = signals.handle();
-    let (engine, cancel) = (engine.clone(), cancel.clone());
+    let (engine, cancel, terminal) = (engine.clone(), cancel.clone(), terminal.clone());
     let thread = std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
             match signal {
                 // A process that is stopped in a commit keeps everybody else waiting for the lock.
-                SIGTSTP | SIGTTIN | SIGTTOU => engine.between_commits(|| {
-                    let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
-                }),
-                SIGINT if !own_group => {}
+                SIGTSTP | SIGTTIN | SIGTTOU => {
+                    engine.between_commits(|| {
+                        let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                    });
+                    terminal.resumed();
+                }
+                SIGINT if matches!(terminal, Terminal::Shared) => {}
                 _ => cancel.cancel(signal),
             }
         }

@@ -1,0 +1,179 @@
+//! From the thread that reads the worker's output to the journal.
+//!
+//! What was read and is not durable yet is bounded ([`MAX_UNWRITTEN_LEN`]): a flood makes the reader
+//! wait for the journal, and so the worker for its pipe.
+
+use crate::clock::Clock;
+use crate::engine::{NewRecord, Ticket};
+use crate::error::Error;
+use crate::record::Body;
+use crate::run::recorder::Recorder;
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How much may have been read and not be durable.
+const MAX_UNWRITTEN_LEN: usize = 16 << 20;
+/// How much goes into one batch.
+const BATCH_LEN: usize = 7 << 20;
+/// How long the first chunk waits for others to share its sync.
+const GATHER: Duration = Duration::from_millis(20);
+/// From how many bytes on it does not wait any longer.
+const ENOUGH_LEN: usize = BATCH_LEN;
+
+/// What was read, on its way to the journal.
+#[derive(Debug, Default)]
+struct Queue {
+    records: VecDeque<NewRecord>,
+    len: usize,
+    first_at_ns: u64,
+    urgent: bool,
+    closed: bool,
+    failed: Option<Error>,
+}
+
+/// The queue between the two.
+#[derive(Debug, Default)]
+pub(super) struct Pipeline {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl Pipeline {
+    fn hold(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands records on; waits while too much is unwritten.
+    pub(super) fn push(&self, clock: &dyn Clock, records: Vec<NewRecord>, urgent: bool) {
+        let mut queue = self.hold();
+        while queue.len > MAX_UNWRITTEN_LEN && queue.failed.is_none() {
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        if queue.failed.is_some() {
+            return;
+        }
+        let before = queue.len;
+        let first = queue.records.is_empty();
+        if first {
+            queue.first_at_ns = clock.monotonic_ns();
+        }
+        queue.len += records.iter().map(record_len).sum::<usize>();
+        queue.records.extend(records);
+        queue.urgent |= urgent;
+        // Whoever gathers has to be woken for the first record and for the one that is enough.
+        if first || urgent || (before < ENOUGH_LEN && queue.len >= ENOUGH_LEN) {
+            self.changed.notify_all();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.hold().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// The next batch, once it is worth a sync; `None` at the end. What is left at the end, if it
+    /// is little, stays for the batch that ends the run.
+    fn next(&self, clock: &dyn Clock) -> Option<Vec<NewRecord>> {
+        let mut queue = self.hold();
+        loop {
+            if queue.closed && queue.len <= BATCH_LEN {
+                return None;
+            }
+            if queue.records.is_empty() {
+                queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let waited = Duration::from_nanos(clock.monotonic_ns().saturating_sub(queue.first_at_ns));
+            if queue.urgent || queue.closed || queue.len >= ENOUGH_LEN || waited >= GATHER {
+                break;
+            }
+            let left = GATHER.saturating_sub(waited);
+            queue = self.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.urgent = false;
+        let mut batch = Vec::new();
+        let mut len = 0;
+        while let Some(record) = queue.records.front() {
+            len += record_len(record);
+            if len > BATCH_LEN && !batch.is_empty() {
+                break;
+            }
+            batch.extend(queue.records.pop_front());
+        }
+        queue.first_at_ns = clock.monotonic_ns();
+        Some(batch)
+    }
+
+    /// What was not journaled when it was closed.
+    pub(super) fn take_rest(&self) -> Vec<NewRecord> {
+        self.hold().records.drain(..).collect()
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.hold().failed.is_some()
+    }
+
+    /// Why the journal failed, if it did.
+    pub(super) fn take_failure(&self) -> Option<Error> {
+        self.hold().failed.take()
+    }
+
+    /// Shows why the journal failed, if it did; answers whether it did.
+    pub(super) fn show_failure(&self, show: impl FnOnce(&Error)) -> bool {
+        self.hold().failed.as_ref().map(show).is_some()
+    }
+
+    fn written(&self, len: usize) {
+        let mut queue = self.hold();
+        queue.len = queue.len.saturating_sub(len);
+        self.changed.notify_all();
+    }
+
+    pub(super) fn fail(&self, error: Error) {
+        let mut queue = self.hold();
+        queue.failed = Some(error);
+        queue.records.clear();
+        self.changed.notify_all();
+    }
+}
+
+fn record_len(record: &NewRecord) -> usize {
+    64 + match &record.body {
+        Body::Chunk(_, bytes) => bytes.len(),
+        Body::Lifecycle(event) => event.message.len() + event.data.as_str().len(),
+        _ => 64,
+    }
+}
+
+/// The journaling thread: batches until the pipeline is closed or the journal fails. The next batch
+/// is encoded while the one before is being synced, by a second thread.
+pub(super) fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Recorder) {
+    std::thread::scope(|scope| {
+        let (tickets, waiting) = std::sync::mpsc::sync_channel::<(Ticket, usize)>(0);
+        let committer = std::thread::Builder::new().name("runwal-commit".to_owned());
+        let started = committer.spawn_scoped(scope, move || {
+            for (ticket, len) in waiting {
+                match ticket.wait() {
+                    Ok(_) => pipeline.written(len),
+                    Err(error) => return pipeline.fail(error),
+                }
+            }
+        });
+        if let Err(error) = started {
+            return pipeline.fail(Error::io("starting the committing thread", error));
+        }
+        while let Some(batch) = pipeline.next(clock) {
+            let len = batch.iter().map(record_len).sum();
+            match recorder.submit(&batch) {
+                Ok(ticket) => {
+                    // A committer that is gone has said why.
+                    if tickets.send((ticket, len)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => return pipeline.fail(error),
+            }
+        }
+    });
+}

@@ -1,0 +1,138 @@
+//! How a worker stands to the terminal that a person sits before.
+
+#[cfg(feature = "terminal")]
+mod foreground;
+#[cfg(feature = "terminal")]
+mod pseudo;
+
+use super::worker::Worker;
+use crate::engine::NewRecord;
+use std::os::fd::OwnedFd;
+
+/// How a worker stands to the terminal.
+#[derive(Debug, Clone, Default)]
+pub enum Terminal {
+    /// It has none: it gets a process group of its own, which is ended as a whole.
+    #[default]
+    Detached,
+    /// It stays in this process's group, and has the terminal where that has it. Ctrl-C and Ctrl-Z
+    /// reach both; what it starts cannot be ended with it by its group. For pipelines, whose other
+    /// members need the terminal too.
+    Shared,
+    /// It gets a process group of its own, and that is put in the foreground while it runs: Ctrl-C,
+    /// Ctrl-Z and what reads keys work as without a recorder.
+    #[cfg(feature = "terminal")]
+    Foreground(Foreground),
+    /// It gets a pseudo-terminal, which is recorded as one channel, stdout.
+    #[cfg(feature = "terminal")]
+    Pseudo(Pseudo),
+}
+
+#[cfg_attr(not(feature = "terminal"), allow(clippy::unused_self, reason = "no terminal to speak of"))]
+impl Terminal {
+    /// What fits this process: `Foreground` where its stdout is its terminal, `Shared` where it has
+    /// a terminal and its stdout goes elsewhere, as in a pipeline, else `Detached`.
+    #[cfg(feature = "terminal")]
+    pub fn of_process() -> Self {
+        use std::io::IsTerminal;
+        match Foreground::of_process() {
+            Some(foreground) if std::io::stdout().is_terminal() => Self::Foreground(foreground),
+            Some(_) => Self::Shared,
+            None => Self::Detached,
+        }
+    }
+
+    pub(super) fn gives_own_group(&self) -> bool {
+        !matches!(self, Self::Shared)
+    }
+
+    /// Whether a person at the terminal can send signals to the worker past its recorder.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared) || self.is_foreground()
+    }
+
+    /// Whether the worker can be stopped with a key.
+    pub(super) fn is_foreground(&self) -> bool {
+        #[cfg(feature = "terminal")]
+        return matches!(self, Self::Foreground(_));
+        #[cfg(not(feature = "terminal"))]
+        false
+    }
+
+    /// Whether what this process reads is to be passed on.
+    pub(super) fn is_pseudo(&self) -> bool {
+        #[cfg(feature = "terminal")]
+        return matches!(self, Self::Pseudo(_));
+        #[cfg(not(feature = "terminal"))]
+        false
+    }
+
+    /// Passes on what this process reads, until the worker has exited.
+    pub(super) fn forward(&self, exit: &OwnedFd) {
+        #[cfg(feature = "terminal")]
+        if let Self::Pseudo(pseudo) = self {
+            pseudo.forward(exit);
+        }
+        let _ = exit;
+    }
+
+    /// Gives the terminal to a worker that was just started.
+    pub(super) fn give(&self, worker: &Worker) {
+        #[cfg(feature = "terminal")]
+        if let Self::Foreground(foreground) = self {
+            foreground.give(worker);
+        }
+        let _ = worker;
+    }
+
+    /// Takes the terminal back from a worker that is gone.
+    pub(super) fn take_back(&self) {
+        #[cfg(feature = "terminal")]
+        if let Self::Foreground(foreground) = self {
+            foreground.take_back();
+        }
+    }
+
+    /// Leaves the terminal as it was, once nothing of the worker comes any more.
+    pub(super) fn restore(&self) {
+        self.take_back();
+        #[cfg(feature = "terminal")]
+        if let Self::Pseudo(pseudo) = self {
+            pseudo.restore();
+        }
+    }
+
+    /// Stops this process as the worker was stopped, and lets both go on together. What stops is
+    /// run within `pause`, where no commit is under way.
+    pub(super) fn suspend(&self, worker: &Worker, pause: &dyn Fn(&dyn Fn())) {
+        #[cfg(feature = "terminal")]
+        if let Self::Foreground(foreground) = self {
+            foreground.suspend(worker, pause);
+        }
+        let _ = (worker, pause);
+    }
+
+    /// Passes a change of the window's size on to the worker; answers with the record of it.
+    pub(super) fn resized(&self) -> Option<NewRecord> {
+        #[cfg(feature = "terminal")]
+        if let Self::Pseudo(pseudo) = self {
+            return pseudo.resized();
+        }
+        None
+    }
+
+    /// Is to be called when this process goes on after it was stopped, as by SIGTSTP.
+    pub fn resumed(&self) {
+        #[cfg(feature = "terminal")]
+        if let Self::Pseudo(pseudo) = self {
+            pseudo.resumed();
+        }
+    }
+}
+
+#[cfg(feature = "terminal")]
+pub use foreground::Foreground;
+#[cfg(feature = "terminal")]
+pub use pseudo::Pseudo;
+#[cfg(feature = "terminal")]
+pub(super) use pseudo::Size;

@@ -1,0 +1,92 @@
+//! Lending a worker the terminal of this process.
+
+use crate::run::process::worker::Worker;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal as NixSignal};
+use rustix::process::{Pid, Signal, getpgid, getpgrp, getppid, getsid, kill_process};
+use rustix::termios::{tcgetpgrp, tcsetpgrp};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The terminal of this process, to be lent to a worker.
+#[derive(Debug, Clone)]
+pub struct Foreground(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    terminal: OwnedFd,
+    own: Pid,
+    worker: Mutex<Option<Pid>>,
+}
+
+impl Foreground {
+    /// The controlling terminal, where stdin, stdout or stderr is it.
+    pub(super) fn of_process() -> Option<Self> {
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+        let standard = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        // Of a terminal that is not the controlling one this is an error.
+        let terminal = standard.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
+        let terminal = terminal.try_clone_to_owned().ok()?;
+        Some(Self(Arc::new(Inner { terminal, own: getpgrp(), worker: Mutex::new(None) })))
+    }
+
+    fn holder(&self) -> Option<Pid> {
+        tcgetpgrp(&self.0.terminal).ok()
+    }
+
+    /// Puts a group in the foreground. Done from the background, that would stop us.
+    fn put(&self, group: Pid) {
+        let mut stops = SigSet::empty();
+        stops.add(NixSignal::SIGTTOU);
+        let Ok(before) = stops.thread_swap_mask(SigmaskHow::SIG_BLOCK) else { return };
+        // Refused for a group that is gone by now, and then there is nothing to give.
+        let _ = tcsetpgrp(&self.0.terminal, group);
+        let _ = before.thread_set_mask();
+    }
+
+    pub(super) fn give(&self, worker: &Worker) {
+        *self.0.worker.lock().unwrap_or_else(PoisonError::into_inner) = worker.pid;
+        if let Some(group) = worker.pid.filter(|_| self.holder() == Some(self.0.own)) {
+            self.put(group);
+        }
+        // It may have asked for the terminal before it had it, and been stopped for that.
+        worker.signal(Signal::CONT);
+    }
+
+    pub(super) fn take_back(&self) {
+        let worker = *self.0.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if worker.is_some() && self.holder() == worker {
+            self.put(self.0.own);
+        }
+    }
+
+    pub(super) fn suspend(&self, worker: &Worker, pause: &dyn Fn(&dyn Fn())) {
+        self.take_back();
+        if let Some(waiting) = those_who_wait() {
+            for process in waiting {
+                let _ = kill_process(process, Signal::TSTP);
+            }
+            // Raised in this thread, so that it is not passed before all of us have stopped.
+            pause(&|| {
+                let _ = nix::sys::signal::raise(NixSignal::SIGSTOP);
+            });
+        }
+        self.give(worker);
+    }
+}
+
+/// The processes of our group that wait for us, as a script or a `make` does: a shell sees the
+/// job as stopped once they are too. `None` where no shell is there to see it, that is, nobody
+/// of another group in our session: Ctrl-Z then does nothing, as to any process.
+fn those_who_wait() -> Option<Vec<Pid>> {
+    let (session, group) = (getsid(None).ok(), getpgrp());
+    let mut waiting = Vec::new();
+    let mut next = getppid();
+    while let Some(process) = next.filter(|process| getsid(Some(*process)).ok() == session) {
+        if getpgid(Some(process)).ok() != Some(group) {
+            return Some(waiting);
+        }
+        waiting.push(process);
+        next = crate::processes::parent(process);
+    }
+    None
+}

@@ -1,0 +1,273 @@
+//! What a person at a terminal sees and types, driven through a pseudo-terminal with a shell on it:
+//! as without a recorder.
+
+use pty_process::Size;
+use pty_process::blocking::{Command, Pts, Pty, open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{Read, Write};
+use std::process::Child;
+use tempfile::TempDir;
+
+/// After how long without a byte a test is given up.
+const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+const PROMPT: &str = "ready> ";
+
+/// A terminal with an interactive shell on it.
+struct Terminal {
+    pty: Pty,
+    shell: Child,
+    dir: TempDir,
+    seen: String,
+}
+
+impl Terminal {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (pty, pts): (Pty, Pts) = open().unwrap();
+        pty.resize(Size::new(24, 80)).unwrap();
+        let shell = Command::new("bash")
+            .args(["--norc", "--noprofile", "-i"])
+            .current_dir(dir.path())
+            .env("PS1", PROMPT)
+            .env("TERM", "xterm")
+            .env("HISTFILE", "")
+            .env("RUNWAL", env!("CARGO_BIN_EXE_runwal"))
+            .env_remove("RUNWAL_DIR")
+            .spawn(pts)
+            .unwrap();
+        let mut terminal = Self { pty, shell, dir, seen: String::new() };
+        terminal.expect(PROMPT);
+        terminal
+    }
+
+    fn send(&mut self, keys: &str) {
+        self.pty.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Reads until `wanted` has come; answers with everything up to its end.
+    fn expect(&mut self, wanted: &str) -> String {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(at) = self.seen.find(wanted) {
+                let rest = self.seen.split_off(at + wanted.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            let mut fds = [PollFd::new(&self.pty, PollFlags::IN)];
+            let ready = poll(&mut fds, Some(&PATIENCE)).unwrap();
+            assert!(ready > 0, "\"{wanted}\" does not come; so far: {:?}", self.seen);
+            let read = self.pty.read(&mut buffer).unwrap_or(0);
+            assert!(read > 0, "the terminal was closed before \"{wanted}\"; so far: {:?}", self.seen);
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+    }
+
+    /// Types a line; answers with what comes up to the next prompt.
+    fn line(&mut self, line: &str) -> String {
+        self.send(&format!("{line}\n"));
+        self.expect(PROMPT)
+    }
+
+    /// Types a line and waits for the command to say something.
+    fn begin(&mut self, line: &str, said: &str) {
+        self.send(&format!("{line}\n"));
+        self.expect("\n");
+        self.expect(said);
+    }
+
+    fn state(&mut self, key: &str) -> String {
+        let state = std::process::Command::new(env!("CARGO_BIN_EXE_runwal"))
+            .args(["state", "@last"])
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&state.stdout).unwrap();
+        state[key].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
+    }
+}
+
+#[test]
+fn ctrl_c_ends_the_worker_and_the_run_is_cancelled() {
+    let mut terminal = Terminal::new();
+    terminal.begin("$RUNWAL -q run -- sh -c 'echo begun; exec sleep 1000'", "begun");
+    terminal.send("\u{3}");
+    terminal.expect(PROMPT);
+    assert!(terminal.line("echo code $?").contains("code 130"));
+    assert_eq!((terminal.state("status"), terminal.state("signal")), ("cancelled".into(), "SIGINT".into()));
+}
+
+/// As for any command that reads Ctrl-C itself.
+#[test]
+fn a_worker_that_goes_on_after_ctrl_c_goes_on() {
+    let mut terminal = Terminal::new();
+    let script = r#"trap "echo heard" INT; echo begun; read x; read y; echo got $y; exit 7"#;
+    terminal.begin(&format!("$RUNWAL -q run -- bash -c '{script}'"), "begun");
+    terminal.send("\u{3}");
+    terminal.expect("heard");
+    terminal.send("one\n");
+    terminal.send("two\n");
+    terminal.expect("got");
+    terminal.expect(PROMPT);
+    assert!(terminal.line("echo code $?").contains("code 7"));
+    assert_eq!(terminal.state("status"), "failed");
+}
+
+#[test]
+fn ctrl_z_stops_recorder_and_worker_and_fg_lets_both_go_on() {
+    let reads = "sh -c 'echo begun; read x; echo got $x'";
+    // Alone, and below a script that waits for it, in the same process group.
+    for command in [
+        format!("$RUNWAL -q run -- {reads}"),
+        format!("sh -c \"\\$RUNWAL -q run -- {}\"", reads.replace('$', "\\$")),
+    ] {
+        let mut terminal = Terminal::new();
+        terminal.begin(&command, "begun");
+        terminal.send("\u{1a}");
+        terminal.expect("Stopped");
+        terminal.expect(PROMPT);
+        assert!(terminal.line("jobs").contains("Stopped"), "{command}");
+        terminal.begin("fg", "RUNWAL");
+        terminal.send("abc\n");
+        terminal.expect("got abc");
+        terminal.expect(PROMPT);
+        assert!(terminal.line("echo code $?").contains("code 0"), "{command}");
+        assert_eq!(terminal.state("status"), "completed", "{command}");
+    }
+}
+
+/// Others record meanwhile: a recorder that is stopped holds no lock.
+#[test]
+fn a_stopped_recorder_holds_up_nobody() {
+    let mut terminal = Terminal::new();
+    terminal.begin("$RUNWAL -q run --task t --run a -- sh -c 'echo begun; read x'", "begun");
+    terminal.send("\u{1a}");
+    terminal.expect(PROMPT);
+    assert!(terminal.line("$RUNWAL -q run -- echo other").contains("other"));
+    terminal.begin("fg", "RUNWAL");
+    terminal.send("\n");
+    terminal.expect(PROMPT);
+    assert!(terminal.line("$RUNWAL runs").contains("completed"));
+    assert!(terminal.line("$RUNWAL verify; echo code $?").contains("code 0"));
+}
+
+#[test]
+fn a_worker_in_the_background_stops_when_it_wants_to_read() {
+    let mut terminal = Terminal::new();
+    terminal.send("$RUNWAL -q run -- sh -c 'read x; echo got $x' &\n");
+    terminal.expect(PROMPT);
+    // The shell tells of stopped jobs with a prompt.
+    let mut told = String::new();
+    while !told.contains("Stopped") {
+        told = terminal.line("jobs");
+        assert!(!told.contains("Done"), "{told}");
+    }
+    terminal.begin("fg", "RUNWAL");
+    terminal.send("abc\n");
+    terminal.expect("got abc");
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.state("status"), "completed");
+}
+
+/// What reads the recorder's output needs the terminal for its keys.
+#[test]
+fn a_pipeline_leaves_the_terminal_to_the_others() {
+    let mut terminal = Terminal::new();
+    let pager = "sh -c 'cat >/dev/null; read key </dev/tty; echo key $key'";
+    terminal.send(&format!("$RUNWAL -q run -- seq 3 | {pager}\nabc\n"));
+    terminal.expect("key abc");
+    terminal.expect(PROMPT);
+    assert!(terminal.line("echo code ${PIPESTATUS[*]}").contains("code"));
+    assert_eq!(terminal.state("status"), "completed");
+}
+
+#[test]
+fn a_password_is_not_echoed_and_the_modes_are_as_before() {
+    let mut terminal = Terminal::new();
+    let before = terminal.line("stty -g").lines().nth(1).unwrap().to_owned();
+    let asks = "sh -c 'stty -echo; echo password; read x; stty echo; echo got ${#x}'";
+    for pty in ["", "--pty"] {
+        terminal.begin(&format!("$RUNWAL -q run {pty} -- {asks}"), "password");
+        terminal.send("secret\n");
+        let shown = terminal.expect("got 6");
+        assert!(!shown.contains("secret"), "{shown:?}");
+        terminal.expect(PROMPT);
+        assert_eq!(terminal.line("stty -g").lines().nth(1).unwrap(), before, "{pty}");
+    }
+}
+
+#[test]
+fn a_pseudo_terminal_has_the_window_and_its_changes_are_recorded() {
+    let mut terminal = Terminal::new();
+    let asks = "sh -c 'tty; stty size; read x; stty size'";
+    terminal.begin(&format!("$RUNWAL -q run --pty -- {asks}"), "24 80");
+    terminal.pty.resize(Size::new(31, 99)).unwrap();
+    // Once it is recorded, the worker has it too.
+    let mut follow = std::process::Command::new(env!("CARGO_BIN_EXE_runwal"))
+        .args(["log", "-f", "-n", "all"])
+        .current_dir(terminal.dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(follow.stdout.take().unwrap()));
+    let resized = lines.map(Result::unwrap).find(|line| line.contains("terminal_resized")).unwrap();
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    assert!(resized.contains("31 rows and 99 columns"), "{resized}");
+    terminal.send("\n");
+    terminal.expect("31 99");
+    terminal.expect(PROMPT);
+    // Ctrl-C goes through the inner terminal.
+    terminal.begin("$RUNWAL -q run --pty -- sh -c 'echo begun; exec sleep 1000'", "begun");
+    terminal.send("\u{3}");
+    terminal.expect(PROMPT);
+    assert!(terminal.line("echo code $?").contains("code 130"));
+}
+
+/// A program, how it is started, and what is typed once it has shown something.
+type Steps = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// What full-screen programs write is what they write without a recorder.
+#[test]
+fn full_screen_programs_look_as_without_a_recorder() {
+    const LESS: Steps = ("less", "less text", &[("\u{1b}[7mtext", " "), (":", "/150\n"), ("150", "q")]);
+    const TPUT: Steps =
+        ("tput", "sh -c 'tput smcup; tput cup 3 4; echo here; read x; tput rmcup'", &[("here", "\n")]);
+    const VIM: Steps =
+        ("vim", "vim -u NONE -i NONE -n written", &[("[New", "ihello"), ("hello", "\u{1b}"), ("", ":wq\n")]);
+    for (needs, command, steps) in [LESS, TPUT, VIM] {
+        let found = std::process::Command::new("which").arg(needs).output();
+        if !found.is_ok_and(|output| output.status.success()) {
+            println!("skipped: {needs} not found");
+            continue;
+        }
+        let run = |recorder: &str| {
+            let mut terminal = Terminal::new();
+            terminal.line("seq 1 200 > text");
+            terminal.send(&format!("{recorder} {command}; PS1='done''> '\n"));
+            terminal.expect("\n");
+            let mut shown = String::new();
+            for (expected, keys) in steps {
+                shown += &terminal.expect(expected);
+                terminal.send(keys);
+            }
+            shown += &terminal.expect("done> ");
+            terminal.send("cat written\n");
+            (shown, terminal.expect("done> ").contains("hello"))
+        };
+        let (bare, recorded) = (run(""), run("$RUNWAL -q run --pty --"));
+        assert_eq!((bare.1, recorded.1), (needs == "vim", needs == "vim"), "{command}");
+        if needs == "vim" {
+            // What it draws depends on how fast keys come.
+            let left = |shown: &str| shown.contains("\u{1b}[?1049h") && shown.contains("\u{1b}[?1049l");
+            assert!(left(&bare.0) && left(&recorded.0), "{:?}\n{:?}", bare.0, recorded.0);
+        } else {
+            assert_eq!(bare.0, recorded.0, "{command}");
+        }
+    }
+}
