@@ -19,3 +19,4 @@ mod format;
 mod surroundings;
 mod terminal;
 mod tidy;
+mod word;
