@@ -118,7 +118,7 @@ fn hostile_outcome_files_are_refused_with_a_word() {
         r#"{"blocked":true,"needsHuman":true}"#, r#"{"outcome":"blocked","needsHuman":true}"#,
         r#"{"outcome":"completed","blocked":"yes"}"#, r#"{"outcome":"completed","summary":1}"#,
         r#"{"outcome":"completed","summary":["a"]}"#, r#"{"outcome":"completed"} {"outcome":"failed"}"#,
-        r#"{"outcome":"completed","outcome":"failed"}"#, r#"{"outcome":"completed",}"#, r#"{'outcome':'completed'}"#,
+        r#"{"outcome":"completed","outcome":"failed"}"#, r#"{"outcome":"completed",}"#, r"{'outcome':'completed'}",
         r#"{"outcome":"completed\u0000"}"#, r#"{"outcome":"completed","blocked":null}"#, r#"{"summary":"only"}"#,
         r#"{"outcome":"completed","needsHuman":0}"#, r#"{"outcome":"x","x":1e999}"#, r#"{"outcome":"\ud800"}"#,
     ]
