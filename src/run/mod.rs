@@ -3,8 +3,16 @@
 
 mod process;
 mod recorder;
+mod started;
+mod step;
+#[cfg(feature = "tokio")]
+mod steps;
+mod word;
 
 pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, Terminal, record_process};
 #[cfg(feature = "terminal")]
 pub use process::{Foreground, Pseudo};
 pub use recorder::{Artifact, End, Outcome, Recorder, RunRequest, RunResult, Taken};
+pub use step::{Answer, Deferred, Executor, ExecutorError, Step, run_step};
+#[cfg(feature = "tokio")]
+pub use steps::{AsyncExecutor, AsyncStep, Steps};

@@ -125,6 +125,8 @@ impl Outcome {
 pub struct End {
     outcome: Outcome,
     ok: bool,
+    blocked: bool,
+    needs_human: bool,
     exit_code: Option<i32>,
     summary: String,
     before: Vec<NewRecord>,
@@ -132,10 +134,19 @@ pub struct End {
 }
 
 impl End {
-    /// With an outcome and a sentence; whether it is ok follows from the outcome.
+    /// With an outcome and a sentence; whether it is ok, blocked or needs a human follows from the
+    /// outcome.
     pub fn new(outcome: Outcome, summary: impl Into<String>) -> Self {
-        let (before, artifacts) = (Vec::new(), Vec::new());
-        Self { outcome, ok: outcome.is_ok(), exit_code: None, summary: summary.into(), before, artifacts }
+        Self {
+            outcome,
+            ok: outcome.is_ok(),
+            blocked: outcome == Outcome::Blocked,
+            needs_human: outcome == Outcome::NeedsHuman,
+            exit_code: None,
+            summary: summary.into(),
+            before: Vec::new(),
+            artifacts: Vec::new(),
+        }
     }
 
     /// With the worker's exit code.
@@ -147,6 +158,16 @@ impl End {
     /// event is an error.
     pub fn ok(self, ok: bool) -> Self {
         Self { ok, ..self }
+    }
+
+    /// With another word on whether it is blocked.
+    pub fn blocked(self, blocked: bool) -> Self {
+        Self { blocked, ..self }
+    }
+
+    /// With another word on whether a person has to look.
+    pub fn needs_human(self, needs_human: bool) -> Self {
+        Self { needs_human, ..self }
     }
 
     /// With the files that the worker left.
@@ -388,10 +409,9 @@ impl Recorder {
     /// [`ErrorKind::Misuse`] where it has ended already.
     pub fn finish(&mut self, end: End) -> Result<RunResult> {
         let now = self.engine.world().clock.now();
-        let End { outcome, ok, exit_code, summary, before, artifacts } = end;
+        let End { outcome, ok, blocked, needs_human, exit_code, summary, before, artifacts } = end;
         let (event, level, status) = outcome.terminal();
         let level = if ok == outcome.is_ok() { level } else { Level::Error };
-        let (blocked, needs_human) = (outcome == Outcome::Blocked, outcome == Outcome::NeedsHuman);
         let data = EndingData { ok, blocked, needs_human, exit_code, artifacts: &artifacts };
         let data = JsonText::of(&data)?;
         let ending = Ending { event, level, status, summary: summary.clone(), exit_code, data };

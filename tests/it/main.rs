@@ -16,6 +16,7 @@ mod decoder;
 mod disk;
 mod engine;
 mod format;
+mod steps;
 mod surroundings;
 mod terminal;
 mod tidy;

@@ -1,11 +1,11 @@
 //! How a worker ended, in words and as records.
 
-use super::word::Word;
 use crate::engine::NewRecord;
 use crate::error::Result;
 use crate::processes::Left;
 use crate::record::{Body, Level, Lifecycle, StatePatch, event};
 use crate::run::recorder::Outcome;
+use crate::run::word::Word;
 use rustix::process::Signal;
 use serde::Serialize;
 use std::os::unix::process::ExitStatusExt;

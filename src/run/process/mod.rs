@@ -7,30 +7,28 @@ mod ended;
 mod pipeline;
 mod terminal;
 mod watch;
-mod word;
+
 mod worker;
 
 use self::ended::Ended;
 use self::pipeline::{Pipeline, journal};
 use self::watch::{Sinks, watch};
-use self::word::{Expected, Places};
 use self::worker::{Limits, Start, Started, Worker, end_at_once};
-use super::recorder::{End, Outcome, Recorder, RunRequest, RunResult, host_name};
+use super::recorder::{End, Outcome, Recorder, RunRequest, RunResult};
+use super::started::{StartedData, warning};
+use super::word::{Expected, Places};
 use crate::clock::Clock;
 use crate::engine::{Engine, NewRecord};
 use crate::error::{Error, ErrorKind, Result};
-use crate::processes::{RECORDER_VARIABLE, RUN_VARIABLE, identity, left_of};
-use crate::record::{
-    Body, Channel, FileFormat, Level, Lifecycle, Replay, StatePatch, Status, checkpoint_type, event,
-};
+use crate::processes::{Identity, RECORDER_VARIABLE, RUN_VARIABLE, identity, left_of};
+use crate::record::{Channel, FileFormat, Replay, checkpoint_type, event};
 use rustix::event::{EventfdFlags, eventfd};
-use serde::Serialize;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 pub use terminal::Terminal;
 #[cfg(feature = "terminal")]
@@ -71,13 +69,16 @@ pub struct ProcessResult {
     pub timed_out: bool,
 }
 
-/// Asks a recorded process to stop, from any thread or signal handler's thread.
+/// Asks a step to stop, from any thread or signal handler's thread.
 #[derive(Debug, Clone)]
 pub struct Cancel(Arc<CancelInner>);
 
 #[derive(Debug)]
 struct CancelInner {
     signal: AtomicI32,
+    asked: AtomicBool,
+    #[cfg(feature = "tokio")]
+    told: tokio::sync::Notify,
     wake: OwnedFd,
 }
 
@@ -86,14 +87,38 @@ impl Cancel {
     pub fn new() -> Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::io("making an event descriptor", e.into()))?;
-        Ok(Self(Arc::new(CancelInner { signal: AtomicI32::new(0), wake })))
+        Ok(Self(Arc::new(CancelInner {
+            signal: AtomicI32::new(0),
+            asked: AtomicBool::new(false),
+            #[cfg(feature = "tokio")]
+            told: tokio::sync::Notify::new(),
+            wake,
+        })))
     }
 
     /// Hands a signal on to the worker, by its number (15 is SIGTERM); the run will end as
     /// cancelled, by force once the grace is over.
     pub fn cancel(&self, signal: i32) {
         self.0.signal.store(signal, Ordering::SeqCst);
+        self.0.asked.store(true, Ordering::SeqCst);
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
+        #[cfg(feature = "tokio")]
+        self.0.told.notify_waiters();
+    }
+
+    /// Whether a stop was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.asked.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a stop is asked for.
+    #[cfg(feature = "tokio")]
+    pub async fn cancelled(&self) {
+        let mut told = std::pin::pin!(self.0.told.notified());
+        told.as_mut().enable();
+        if !self.is_cancelled() {
+            told.await;
+        }
     }
 
     fn wake(&self) -> BorrowedFd<'_> {
@@ -237,6 +262,20 @@ impl Job<'_> {
         Start { command: &self.asked.command, tree, environment }.spawn(&self.options.terminal)
     }
 
+    fn started_records(&self, pid: u32, known: Option<Identity>) -> Result<Vec<NewRecord>> {
+        const SHOWN: usize = 200;
+        let words: Vec<_> = self.asked.command.iter().map(|arg| String::from_utf8_lossy(arg)).collect();
+        let mut shown: String = words.join(" ").chars().take(SHOWN + 1).collect();
+        if shown.chars().count() > SHOWN {
+            shown.pop();
+            shown.push('…');
+        }
+        let mut data = StartedData::of(self.asked);
+        (data.pid, data.start_ticks) = (Some(pid), known.map(|k| k.start_ticks));
+        data.terminal = self.options.terminal.size();
+        data.records(format!("{shown}, pid {pid}"))
+    }
+
     /// Records the worker until it is gone and its output was read.
     fn run(
         &self,
@@ -250,7 +289,7 @@ impl Job<'_> {
         let group = terminal.gives_own_group();
         let known = identity(child.id());
         let pipeline = Pipeline::default();
-        pipeline.push(clock, self.started_records(child.id(), known.map(|k| k.start_ticks))?, true);
+        pipeline.push(clock, self.started_records(child.id(), known)?, true);
         let limits = Limits { timeout_ms: self.asked.timeout_ms, grace_ms: self.asked.grace_ms };
         let worker = Worker::of(child, group, clock);
         let suspend = |stop: &dyn Fn()| self.engine.between_commits(stop);
@@ -349,57 +388,8 @@ impl Job<'_> {
         }
         Ok(())
     }
-
-    /// What is recorded once the worker runs.
-    fn started_records(&self, pid: u32, start_ticks: Option<u64>) -> Result<Vec<NewRecord>> {
-        const SHOWN: usize = 200;
-        let words: Vec<_> = self.asked.command.iter().map(|arg| String::from_utf8_lossy(arg)).collect();
-        let mut shown: String = words.join(" ").chars().take(SHOWN + 1).collect();
-        if shown.chars().count() > SHOWN {
-            shown.pop();
-            shown.push('…');
-        }
-        let data = StartedData {
-            step_kind: self.asked.step_kind.as_deref(),
-            worker_kind: self.asked.worker_kind.as_deref(),
-            timeout_sec: self.asked.timeout_ms.map(|ms| ms.div_ceil(1000)),
-            worktree: self.asked.working_tree.as_deref().map(|t| String::from_utf8_lossy(t).into_owned()),
-            pid,
-            start_ticks,
-            host: host_name(),
-            #[cfg(feature = "terminal")]
-            terminal: match &self.options.terminal {
-                Terminal::Pseudo(pseudo) => Some(pseudo.size()),
-                _ => None,
-            },
-        };
-        let message = format!("{shown}, pid {pid}");
-        let started = Lifecycle::new(event::WORKER_STARTED, Level::Info, message).with_data(&data)?;
-        let patch =
-            StatePatch { status: Some(Status::Running), pid: Some(Some(pid)), ..StatePatch::default() };
-        Ok(vec![Body::Lifecycle(started).into(), Body::StatePatch(patch).into()])
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct StartedData<'a> {
-    step_kind: Option<&'a str>,
-    worker_kind: Option<&'a str>,
-    timeout_sec: Option<u64>,
-    worktree: Option<String>,
-    pid: u32,
-    start_ticks: Option<u64>,
-    host: String,
-    #[cfg(feature = "terminal")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    terminal: Option<terminal::Size>,
 }
 
 fn thread(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.to_owned())
-}
-
-fn warning(event: &str, message: String) -> NewRecord {
-    Body::Lifecycle(Lifecycle::new(event, Level::Warn, message)).into()
 }

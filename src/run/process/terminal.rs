@@ -7,6 +7,7 @@ mod pseudo;
 
 use super::worker::Worker;
 use crate::engine::NewRecord;
+use crate::run::started::WindowSize;
 use std::os::fd::OwnedFd;
 
 /// How a worker stands to the terminal.
@@ -112,6 +113,15 @@ impl Terminal {
         let _ = (worker, pause);
     }
 
+    /// The size of the worker's own window.
+    pub(super) fn size(&self) -> Option<WindowSize> {
+        #[cfg(feature = "terminal")]
+        if let Self::Pseudo(pseudo) = self {
+            return Some(pseudo.size());
+        }
+        None
+    }
+
     /// Passes a change of the window's size on to the worker; answers with the record of it.
     pub(super) fn resized(&self) -> Option<NewRecord> {
         #[cfg(feature = "terminal")]
@@ -134,5 +144,3 @@ impl Terminal {
 pub use foreground::Foreground;
 #[cfg(feature = "terminal")]
 pub use pseudo::Pseudo;
-#[cfg(feature = "terminal")]
-pub(super) use pseudo::Size;

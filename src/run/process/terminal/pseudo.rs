@@ -2,11 +2,11 @@
 
 use crate::engine::NewRecord;
 use crate::record::{Body, Level, Lifecycle, event};
+use crate::run::started::WindowSize;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::io::ioctl_fionbio;
 use rustix::termios::{OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
-use serde::Serialize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What ends the input of a terminal that reads lines.
 const END_OF_INPUT: [u8; 1] = [4];
 /// The size of a window that nobody looks at.
-const DEFAULT: Size = Size { rows: 24, columns: 80 };
+const DEFAULT: WindowSize = WindowSize { rows: 24, columns: 80 };
 
 /// A pseudo-terminal for a worker. What this process reads from stdin goes to it; where stdin
 /// is a terminal, that one is raw meanwhile.
@@ -24,19 +24,12 @@ pub struct Pseudo(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     master: Option<OwnedFd>,
-    size: Size,
+    size: WindowSize,
     /// The outer terminal's modes before they were made raw.
     modes: Option<Termios>,
 }
 
-/// The size of a window, in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub(in crate::run) struct Size {
-    rows: u16,
-    columns: u16,
-}
-
-impl Size {
+impl WindowSize {
     fn of_process() -> Self {
         let size = tcgetwinsize(std::io::stdout()).or_else(|_| tcgetwinsize(std::io::stdin()));
         match size {
@@ -71,7 +64,7 @@ impl Pseudo {
         };
         let (pty, inner) = pty_process::blocking::open().map_err(plain)?;
         let master = OwnedFd::from(pty);
-        let size = Size::of_process();
+        let size = WindowSize::of_process();
         size.set(&master);
         // Before the worker can say anything, which the outer terminal would change.
         self.state().modes = tcgetattr(std::io::stdin()).ok();
@@ -86,13 +79,13 @@ impl Pseudo {
     }
 
     /// The size of the worker's window.
-    pub(in crate::run::process) fn size(&self) -> Size {
+    pub(super) fn size(&self) -> WindowSize {
         self.state().size
     }
 
     pub(super) fn resized(&self) -> Option<NewRecord> {
         let mut state = self.state();
-        let size = Size::of_process();
+        let size = WindowSize::of_process();
         if size == state.size {
             return None;
         }

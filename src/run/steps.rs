@@ -1,0 +1,273 @@
+//! Steps for asynchronous callers: many at once, under a limit, each of them recorded to its end
+//! whatever becomes of the future that waits for it.
+
+use super::process::{Cancel, Output, ProcessOptions, ProcessResult, record_process};
+use super::recorder::{Recorder, RunRequest, RunResult};
+use super::step::{Answer, Came, ExecutorError, OpenStep, artifacts_of, panic_text};
+use crate::engine::{Engine, Receipt};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Channel, FileFormat, Lifecycle, Replay};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The number of SIGTERM.
+const TERMINATE: i32 = 15;
+
+/// Does the work of a step without blocking a thread.
+pub trait AsyncExecutor: Send + Sync + 'static {
+    /// Does it, and answers how it went. An error or a panic is recorded as a failed step. When the
+    /// step is cancelled or its time is up, the future is dropped.
+    fn execute(
+        &self,
+        step: AsyncStep,
+    ) -> impl Future<Output = std::result::Result<Answer, ExecutorError>> + Send;
+}
+
+/// Runs steps on an engine, at most so many at once; cheap to clone, all clones share the limit.
+#[derive(Debug, Clone)]
+pub struct Steps {
+    engine: Engine,
+    limit: Arc<Semaphore>,
+}
+
+impl Steps {
+    /// With a limit of at least 1.
+    pub fn new(engine: &Engine, limit: usize) -> Self {
+        Self { engine: engine.clone(), limit: Arc::new(Semaphore::new(limit.max(1))) }
+    }
+
+    async fn place(&self) -> Result<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.limit).acquire_owned().await;
+        place.map_err(|_| Error::new(ErrorKind::Reopen, "the steps were closed"))
+    }
+
+    /// Records a child process, as [`record_process`] does, in a thread of the runtime's that may
+    /// block.
+    ///
+    /// # Cancellation
+    /// Dropped before it is its turn, nothing was started or recorded. Dropped later, the worker is
+    /// ended and the run recorded as cancelled; both go on without the future, and keep its place
+    /// under the limit until they are done.
+    pub async fn process(
+        &self,
+        request: RunRequest,
+        options: ProcessOptions,
+        mut output: impl Output + Send + 'static,
+        cancel: &Cancel,
+    ) -> Result<ProcessResult> {
+        let place = self.place().await?;
+        let (engine, stop) = (self.engine.clone(), cancel.clone());
+        let guard = CancelOnDrop(Some(cancel.clone()));
+        let done = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            record_process(&engine, request, &options, &mut output, &stop)
+        });
+        let result = done.await.map_err(panicked);
+        guard.forget();
+        result?
+    }
+
+    /// Runs a step by an executor of the embedder's.
+    ///
+    /// # Errors
+    /// As [`run_step`](super::run_step).
+    ///
+    /// # Cancellation
+    /// Dropped before it is its turn, nothing was executed or recorded. Dropped later, the
+    /// executor's future is dropped and the run recorded as cancelled.
+    pub async fn execute(
+        &self,
+        request: RunRequest,
+        executor: &Arc<impl AsyncExecutor>,
+        cancel: &Cancel,
+    ) -> Result<RunResult> {
+        let place = self.place().await?;
+        let engine = self.engine.clone();
+        let timeout = request.timeout_ms.map(Duration::from_millis);
+        let shared = Shared::default();
+        let unfinished = Unfinished { step: Some(shared.clone()), _place: place };
+        let begins = shared.clone();
+        let artifacts = blocking(move || begins.begin(&engine, request)).await?;
+        let step = AsyncStep { step: shared, artifacts };
+        let executor = Arc::clone(executor);
+        let work = AbortOnDrop(tokio::spawn(async move { executor.execute(step).await }));
+        let came = came_of(work, timeout, cancel).await;
+        blocking(move || unfinished.finish(came)).await
+    }
+}
+
+async fn came_of(
+    mut work: AbortOnDrop<std::result::Result<Answer, ExecutorError>>,
+    timeout: Option<Duration>,
+    cancel: &Cancel,
+) -> Came {
+    let late = async {
+        match timeout {
+            Some(timeout) => tokio::time::sleep(timeout).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        answered = &mut work.0 => match answered {
+            Ok(Ok(answer)) => Came::Answer(answer),
+            Ok(Err(_)) if cancel.is_cancelled() => Came::Cancelled,
+            Ok(Err(error)) => Came::Failed(error.to_string()),
+            Err(error) => match error.try_into_panic() {
+                Ok(payload) => Came::Failed(panic_text(&*payload)),
+                Err(_) => Came::Cancelled,
+            },
+        },
+        () = cancel.cancelled() => Came::Cancelled,
+        () = late => Came::TimedOut,
+    }
+}
+
+/// Runs what may wait for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(panicked)?
+}
+
+fn panicked(error: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Reopen, format!("a thread of the step ended early: {error}"))
+        .hint("What was acknowledged is safe. Opening the journal again ends the run as interrupted.")
+}
+
+/// Ends the worker of a future that nobody waits for any more.
+struct CancelOnDrop(Option<Cancel>);
+
+impl CancelOnDrop {
+    fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(cancel) = &self.0 {
+            cancel.cancel(TERMINATE);
+        }
+    }
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A step that its executor and its end both reach.
+#[derive(Debug, Clone, Default)]
+struct Shared(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    step: Option<OpenStep>,
+    /// Nobody waits for it any more.
+    abandoned: bool,
+}
+
+impl Shared {
+    fn hold(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers with the directory for what the step leaves.
+    fn begin(&self, engine: &Engine, request: RunRequest) -> Result<Option<PathBuf>> {
+        let begun = OpenStep::begin(engine, request)?;
+        let artifacts = artifacts_of(engine, &begun.recorder);
+        let mut held = self.hold();
+        if held.abandoned {
+            drop(held);
+            begun.finish(Came::Cancelled)?;
+        } else {
+            held.step = Some(begun);
+        }
+        Ok(artifacts)
+    }
+
+    /// Takes the step in order to end it.
+    fn take(&self) -> Option<OpenStep> {
+        let mut held = self.hold();
+        held.abandoned = true;
+        held.step.take()
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Recorder) -> Result<T>) -> Result<T> {
+        let mut held = self.hold();
+        let step = held.step.as_mut().ok_or_else(|| Error::misuse("the step has ended"))?;
+        work(&mut step.recorder)
+    }
+}
+
+/// Ends a step in any case: as it went, or as cancelled.
+struct Unfinished {
+    step: Option<Shared>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Unfinished {
+    fn finish(mut self, came: Came) -> Result<RunResult> {
+        let step = self.step.take().and_then(|shared| shared.take());
+        step.ok_or_else(|| Error::misuse("the step has ended"))?.finish(came)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(step) = self.step.take().and_then(|shared| shared.take()) else { return };
+        // Nobody waits for it, and waiting for the disk is not for a thread of the runtime. Where
+        // no thread can be had, the next one that opens the journal ends the run.
+        let ending = std::thread::Builder::new().name("runwal-cancel".to_owned());
+        let _ = ending.spawn(move || step.finish(Came::Cancelled));
+    }
+}
+
+/// A step that is being executed asynchronously.
+#[derive(Debug, Clone)]
+pub struct AsyncStep {
+    step: Shared,
+    artifacts: Option<PathBuf>,
+}
+
+impl AsyncStep {
+    /// The directory for files it leaves; `None` where the data directory is simulated.
+    pub fn artifacts(&self) -> Option<&Path> {
+        self.artifacts.as_deref()
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Recorder) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let step = self.step.clone();
+        blocking(move || step.with(work)).await
+    }
+
+    /// Records a lifecycle event. Durable when the future is ready.
+    pub async fn event(&self, event: Lifecycle) -> Result<Receipt> {
+        self.with(|recorder| recorder.event(event)).await
+    }
+
+    /// Records output as it comes. Durable when the future is ready.
+    pub async fn chunk(&self, channel: Channel, bytes: Vec<u8>) -> Result<Receipt> {
+        self.with(move |recorder| recorder.chunk(channel, &bytes)).await
+    }
+
+    /// Takes a checkpoint; answers with its number. Durable when the future is ready.
+    pub async fn checkpoint(
+        &self,
+        kind: impl Into<String>,
+        format: FileFormat,
+        replay: Replay,
+        summary: impl Into<String>,
+        content: Vec<u8>,
+    ) -> Result<u32> {
+        let (kind, summary) = (kind.into(), summary.into());
+        self.with(move |recorder| recorder.checkpoint(&kind, format, replay, &summary, content)).await
+    }
+}
