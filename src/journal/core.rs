@@ -285,7 +285,7 @@ impl Core {
     /// before.
     fn settle_name(&mut self, mark: &MarkView, found: &Inspection) -> Result<()> {
         self.guard(|core| {
-            if !found.was_never_published(mark) {
+            if !found.has_nothing_of_its_own(&*core.disk, mark)? {
                 return core.disk.sync_dir(FOLDER);
             }
             let temporary = spare::temporary(&*core.entropy)?;

@@ -221,15 +221,25 @@ impl Inspection {
         mark.best.is_none_or(|best| best.segment != self.segment.number())
     }
 
-    /// Whether its maker died at it: all it has is what the segment before has too.
-    pub(crate) fn was_never_published(&self, mark: &MarkView) -> bool {
+    /// Whether its maker died at it, in this boot, and all it has is what the segment before has too.
+    pub(crate) fn has_nothing_of_its_own(&self, disk: &dyn Disk, mark: &MarkView) -> Result<bool> {
         let header = &self.segment.header;
-        // A mark that is gone was lost with a power cut: whoever made the segment had not got to it.
-        let before = match mark.evidence() {
-            Some(named) => named.segment + 1 == header.segment,
-            None => mark.standing == Standing::Absent && header.segment > 1,
+        let before = header.segment.checked_sub(1).filter(|number| *number > 0);
+        let Some(before) = before.filter(|_| mark.activity == Activity::Now) else { return Ok(false) };
+        let before = match Segment::open_of(disk, &header.journal, before, Open::Read) {
+            Ok(before) if before.header.salt == header.prev_salt => before,
+            Ok(_) => return Ok(false),
+            Err(unopened) => return unopened.into_damage(header.segment).map(|_| false),
         };
-        before && mark.activity == Activity::Now && self.last_readable.position <= header.born_upto
+        let start = Spot::start(header);
+        let from = Spot { offset: header.prev_end, ..start };
+        let bound = Bound { offset: before.len()?, position: None };
+        let mut scanner = Scanner::new(before, from, bound);
+        let mut held = from.position;
+        while let Some(Step::Batch { header, .. }) = scanner.step()? {
+            held = header.last_position();
+        }
+        Ok(self.last_readable.position <= held.min(header.born_upto))
     }
 
     /// The report of what is lost, where the plan is to refuse.
