@@ -15,6 +15,17 @@ use std::sync::Arc;
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
 
+/// What a look at somebody else's file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// What it is.
+    pub(crate) kind: Kind,
+    /// Bytes.
+    pub(crate) len: u64,
+    /// Whether it may be read; always so where it is no regular file.
+    pub(crate) readable: bool,
+}
+
 /// A data directory of the operating system.
 #[derive(Debug)]
 pub struct OsDisk {
@@ -54,6 +65,50 @@ impl OsDisk {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Copies a regular file from anywhere to a new name here, together with the time of its last
+    /// change; `false` where there is none. What was copied is not durable.
+    pub(crate) fn copy_in(&self, from: &Path, name: &str) -> Result<bool> {
+        let error = |e: Errno| Error::io(format!("copying {}", from.display()), e.into());
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let source = match retry(|| fs::open(from, flags, Mode::empty())) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(e) => return Err(error(e)),
+        };
+        let stat = fs::fstat(&source).map_err(error)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(error(Errno::INVAL));
+        }
+        let (fd, _) = self
+            .open_or_make(name, Open::CreateNew, OFlags::RDWR | OFlags::NONBLOCK)
+            .map_err(|e| self.error("making", name, e))?;
+        let copy = OsFile { fd, name: self.path.join(name) };
+        let (mut buffer, mut done) = (vec![0; 1 << 20], 0);
+        loop {
+            let read = retry(|| rustix::io::read(&source, &mut buffer)).map_err(error)?;
+            if read == 0 {
+                break;
+            }
+            copy.write_at(&buffer[..read], done)?;
+            done += read as u64;
+        }
+        let ns = stat_of(&stat).modified_ns;
+        let time =
+            fs::Timespec { tv_sec: ns.div_euclid(1_000_000_000), tv_nsec: ns.rem_euclid(1_000_000_000) };
+        let times = fs::Timestamps { last_access: time, last_modification: time };
+        fs::futimens(&copy.fd, &times).map_err(|e| self.error("setting the time of", name, e))?;
+        Ok(true)
+    }
+
+    /// Looks at a name of any bytes without following or opening it, in a directory that may be
+    /// anybody's; `None` where nothing is. Directories on the way there are followed.
+    pub(crate) fn look(&self, name: &[u8]) -> Option<Look> {
+        let stat = stat_of(&fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW).ok()?);
+        let readable = stat.kind != Kind::File
+            || fs::accessat(&self.root, name, fs::Access::READ_OK, AtFlags::empty()).is_ok();
+        Some(Look { kind: stat.kind, len: stat.len, readable })
     }
 
     fn error(&self, doing: &str, name: &str, errno: Errno) -> Error {

@@ -4,9 +4,9 @@ use super::World;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{Damage, Verification};
 use crate::position::{Position, Seq, StreamId, Time};
-use crate::projection::RunFold;
+use crate::projection::{Parts, RunFold};
 use crate::reader::{Item, RawRecord, Reader, Sequence};
-use crate::record::{Body, Record, RunName};
+use crate::record::{Body, Checkpoint, Record, RunName};
 use std::path::Path;
 use std::time::Duration;
 
@@ -224,6 +224,26 @@ impl Log {
             Ok(true)
         })?;
         Ok((fold, damage))
+    }
+
+    /// The last checkpoint of a run that is wanted, whole, with its content; and the damage met.
+    /// One of which a part cannot be read is not there.
+    pub fn checkpoint(
+        &mut self,
+        stream: StreamId,
+        wanted: &dyn Fn(&Checkpoint) -> bool,
+    ) -> Result<(Option<Checkpoint>, Vec<Damage>)> {
+        let (mut parts, mut found) = (Parts::default(), None);
+        let damage = self.stream(stream, Seq(1), &mut |record| {
+            if let Body::Checkpoint(part) = &record.body
+                && wanted(part)
+                && let Some(whole) = parts.add(part, record.more)
+            {
+                found = Some(whole);
+            }
+            Ok(true)
+        })?;
+        Ok((found, damage))
     }
 
     /// Reads everything and says what is wrong. `progress` is told how many bytes are behind it.

@@ -7,14 +7,14 @@ pub(crate) const MAX_CONTENT_LEN: u64 = 64 << 20;
 
 /// The parts of the checkpoint that is being taken.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     gathered: Option<Checkpoint>,
 }
 
 impl Parts {
     /// Adds a part; answers with the whole checkpoint once nothing of it is missing. Parts that do
     /// not belong together, or are more than was announced, give none.
-    pub(super) fn add(&mut self, part: &Checkpoint, more: bool) -> Option<Checkpoint> {
+    pub(crate) fn add(&mut self, part: &Checkpoint, more: bool) -> Option<Checkpoint> {
         let mut whole = match self.gathered.take() {
             Some(begun) if begun.number == part.number && begun.kind == part.kind => begun,
             _ => Checkpoint { content: Vec::new(), ..part.clone() },

@@ -16,8 +16,7 @@ pub use ticks::{TickFold, tick_line};
 
 use crate::position::{Position, Seq, Time};
 use crate::record::{Body, Channel, Record, RunPrepared, event};
-pub(crate) use checkpoints::MAX_CONTENT_LEN;
-use checkpoints::Parts;
+pub(crate) use checkpoints::{MAX_CONTENT_LEN, Parts};
 
 /// The version of the rendering rules that new runs name. Older ones stay.
 pub const RENDERER: u16 = 1;

@@ -1,6 +1,9 @@
 //! Recording one attempt at one step: a [`Recorder`] for whoever runs the step in a way of their
-//! own, and [`record_process`] for a child process.
+//! own, and [`record_process`] for a child process. [`restore_git_diff`] brings a working tree back
+//! to where a run left it.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "no recorder takes a git diff yet"))]
+mod git;
 mod process;
 mod recorder;
 mod started;
@@ -9,6 +12,7 @@ mod step;
 mod steps;
 mod word;
 
+pub use git::{Restored, restore_git_diff};
 pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, Terminal, record_process};
 #[cfg(feature = "terminal")]
 pub use process::{Foreground, Pseudo};

@@ -16,6 +16,7 @@ mod decoder;
 mod disk;
 mod engine;
 mod format;
+mod git;
 mod hostile;
 mod steps;
 mod surroundings;

@@ -166,6 +166,8 @@ pub(crate) enum Command {
     Log(LogArgs),
     /// Print what a run's worker wrote, byte for byte
     Output(OutputArgs),
+    /// Bring a checkpoint back: a git diff into a clean checkout, any other as a file
+    Restore(RestoreArgs),
     /// Make the projected files from the journal
     Rebuild(RebuildArgs),
     /// Do what opening for writing does, and report it
@@ -329,6 +331,19 @@ pub(crate) struct OutputArgs {
 pub(crate) enum ChannelName {
     Stdout,
     Stderr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// @last, a run id or the beginning of one, or task/run
+    pub(crate) run: String,
+    /// The checkpoint's number [default: that of the last git diff]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) checkpoint: Option<u32>,
+    /// A clean git checkout of the commit the run began with; for a checkpoint that is not a git
+    /// diff, any directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) into: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod log;
 mod output;
 mod rebuild;
 mod recover;
+mod restore;
 mod run;
 mod runs;
 mod show;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
         Command::State(args) => state::state(&cli.global, args),
         Command::Log(args) => log::log(&cli.global, args),
         Command::Output(args) => output::output(&cli.global, args),
+        Command::Restore(args) => restore::restore(&cli.global, args),
         Command::Rebuild(args) => rebuild::rebuild(&cli.global, args),
         Command::Recover(args) => recover::recover(&cli.global, args),
         Command::Verify(args) => verify::verify(&cli.global, args),

@@ -1,0 +1,121 @@
+//! `runwal restore`
+
+use crate::args::{Global, RestoreArgs};
+use crate::{Done, Failure, complain, show};
+use runwal::disk::os::OsDisk;
+use runwal::disk::{Disk, Open};
+use runwal::engine::{Log, RunInfo};
+use runwal::error::{Error, ErrorKind};
+use runwal::position::Seq;
+use runwal::record::{Body, Checkpoint, Replay, event};
+use std::io::Write;
+
+/// The key of `worker_started` that names the commit the run began with.
+const BASE: &str = "baseCommit";
+
+pub(crate) fn restore(global: &Global, args: &RestoreArgs) -> Done {
+    if !args.into.is_dir() {
+        return Err(Failure::Usage(format!("--into {} is not a directory", args.into.display())));
+    }
+    let Some(mut log) = global.log()? else {
+        return Err(Failure::Engine(Error::not_found("nothing is recorded yet", "Record something first.")));
+    };
+    let run = log.resolve(&args.run)?;
+    let wanted = |checkpoint: &Checkpoint| match args.checkpoint {
+        Some(number) => checkpoint.number == number,
+        None => checkpoint.replay == Replay::GitApplyBinary,
+    };
+    let (found, damage) = log.checkpoint(run.stream, &wanted)?;
+    for met in &damage {
+        show::damage(met, global.json());
+    }
+    let Some(checkpoint) = found else {
+        return Err(Failure::Engine(missing(args, &run, damage.is_empty())));
+    };
+    match checkpoint.replay {
+        Replay::GitApplyBinary => apply(global, args, &mut log, &run, &checkpoint)?,
+        Replay::None => write_out(global, args, &run, &checkpoint)?,
+    }
+    Ok(if damage.is_empty() { 0 } else { crate::exit_code(ErrorKind::Corrupt) })
+}
+
+fn missing(args: &RestoreArgs, run: &RunInfo, undamaged: bool) -> Error {
+    let what = match args.checkpoint {
+        Some(number) => format!("checkpoint {number}"),
+        None => "git diff".to_owned(),
+    };
+    if !undamaged {
+        let message = format!("there is no {what} among the records of run {} that can be read", run.name);
+        return Error::corrupt_data(message, "`runwal verify` tells what is damaged.");
+    }
+    let advice = format!("`runwal log {} --kind checkpoint` lists what there is.", run.name);
+    Error::not_found(format!("run {} has no {what}", run.name), advice)
+}
+
+fn apply(
+    global: &Global,
+    args: &RestoreArgs,
+    log: &mut Log,
+    run: &RunInfo,
+    checkpoint: &Checkpoint,
+) -> Result<(), Failure> {
+    let base = base_of(log, run)?;
+    let restored = runwal::run::restore_git_diff(&checkpoint.content, base.as_deref(), &args.into)?;
+    let top = restored.top.display().to_string();
+    let mut out = std::io::stdout().lock();
+    if global.json() {
+        let line = serde_json::json!({
+            "checkpoint": checkpoint.number, "into": top, "files": restored.files, "notes": restored.notes,
+        });
+        writeln!(out, "{line}")?;
+    } else {
+        let (number, files) = (checkpoint.number, restored.files);
+        writeln!(out, "checkpoint {number} of run {} restored into {top}: {files} files", run.name)?;
+        restored.notes.iter().for_each(|note| complain(&format!("runwal: {note}")));
+    }
+    Ok(out.flush()?)
+}
+
+/// The commit that the run began with, where it was recorded.
+fn base_of(log: &mut Log, run: &RunInfo) -> Result<Option<String>, Error> {
+    let mut base = None;
+    log.stream(run.stream, Seq(1), &mut |record| {
+        if let Body::Lifecycle(event) = &record.body
+            && event.event == event::WORKER_STARTED
+        {
+            let data: Option<serde_json::Value> = serde_json::from_str(event.data.as_str()).ok();
+            base = data.and_then(|data| data.get(BASE)?.as_str().map(str::to_owned));
+        }
+        Ok(base.is_none())
+    })?;
+    Ok(base)
+}
+
+/// Writes a checkpoint as the file that it is in the run's folder.
+fn write_out(
+    global: &Global,
+    args: &RestoreArgs,
+    run: &RunInfo,
+    checkpoint: &Checkpoint,
+) -> Result<(), Failure> {
+    let disk = OsDisk::open(&args.into)?;
+    let name = checkpoint.file_name();
+    let path = args.into.join(&name);
+    if disk.stat(&name)?.is_some() {
+        return Err(Failure::Usage(format!("{} exists, and is left as it is", path.display())));
+    }
+    let file = disk.open(&name, Open::CreateNew)?;
+    if let Err(error) = file.write_at(&checkpoint.content, 0).and_then(|()| file.sync()) {
+        // Half a checkpoint is none.
+        let _ = disk.remove(&name);
+        return Err(error.into());
+    }
+    let mut out = std::io::stdout().lock();
+    if global.json() {
+        let line = serde_json::json!({ "checkpoint": checkpoint.number, "into": path.display().to_string() });
+        writeln!(out, "{line}")?;
+    } else {
+        writeln!(out, "checkpoint {} of run {} written to {}", checkpoint.number, run.name, path.display())?;
+    }
+    Ok(out.flush()?)
+}
