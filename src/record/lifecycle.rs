@@ -22,6 +22,8 @@ pub mod event {
     pub const TERMINAL_RESIZED: &str = "terminal_resized";
     /// A checkpoint that was asked for was not taken; the message says why.
     pub const CHECKPOINT_SKIPPED: &str = "checkpoint_skipped";
+    /// A checkpoint does not carry all that it stands for; the message says what is missing.
+    pub const CHECKPOINT_INCOMPLETE: &str = "checkpoint_incomplete";
     /// A file of the worker is not among its artifacts; the message says which and why.
     pub const ARTIFACT_SKIPPED: &str = "artifact_skipped";
     /// What the worker wrote about its own outcome does not count; the message says why.

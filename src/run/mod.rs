@@ -2,7 +2,7 @@
 //! own, and [`record_process`] for a child process. [`restore_git_diff`] brings a working tree back
 //! to where a run left it.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "no recorder takes a git diff yet"))]
+mod checkpoints;
 mod git;
 mod process;
 mod recorder;
@@ -12,6 +12,7 @@ mod step;
 mod steps;
 mod word;
 
+pub use checkpoints::Checkpoints;
 pub use git::{Restored, restore_git_diff};
 pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, Terminal, record_process};
 #[cfg(feature = "terminal")]

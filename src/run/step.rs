@@ -1,5 +1,6 @@
 //! A step that an executor of the embedder's does: anything that can be called.
 
+use super::checkpoints::{AtEnd, Checkpoints};
 use super::process::Cancel;
 use super::recorder::{Artifact, End, Outcome, Recorder, RunRequest, RunResult};
 use super::started::{StartedData, warning};
@@ -132,9 +133,10 @@ pub fn run_step(
     engine: &Engine,
     request: RunRequest,
     executor: &dyn Executor,
+    checkpoints: &Checkpoints,
     cancel: &Cancel,
 ) -> Result<RunResult> {
-    let mut open = OpenStep::begin(engine, request)?;
+    let mut open = OpenStep::begin(engine, request, checkpoints)?;
     let OpenStep { recorder, request, .. } = &mut open;
     let artifacts = artifacts_of(engine, recorder);
     let mut step = Step { recorder, request, cancel, artifacts };
@@ -145,7 +147,7 @@ pub fn run_step(
         Ok(Err(error)) => Came::Failed(error.to_string()),
         Err(payload) => Came::Failed(panic_text(&*payload)),
     };
-    open.finish(came)
+    open.finish(came, cancel)
 }
 
 pub(super) fn artifacts_of(engine: &Engine, recorder: &Recorder) -> Option<PathBuf> {
@@ -174,6 +176,7 @@ pub(super) struct OpenStep {
     pub(super) recorder: Recorder,
     pub(super) request: RunRequest,
     places: std::result::Result<Places, String>,
+    at_end: AtEnd,
     engine: Engine,
     start_ns: u64,
 }
@@ -188,19 +191,22 @@ struct Exited {
 
 impl OpenStep {
     /// Prepares the run and records that its worker began.
-    pub(super) fn begin(engine: &Engine, request: RunRequest) -> Result<Self> {
+    pub(super) fn begin(engine: &Engine, request: RunRequest, checkpoints: &Checkpoints) -> Result<Self> {
         let mut recorder = Recorder::prepare(engine, request.clone())?;
         let disk = &*engine.world().disk;
         let places = Places::make(disk, &recorder.name().folder(), recorder.stream());
         let message = format!("Step {} of task {}.", request.step, request.name.task);
-        recorder.append(StartedData::of(&request).records(message)?)?;
+        let at_end = AtEnd::look(engine, &request, checkpoints);
+        let mut started = StartedData::of(&request);
+        started.base_commit = at_end.base_commit();
+        recorder.append(started.records(message)?)?;
         let start_ns = engine.world().clock.monotonic_ns();
         let places = places.map_err(|error| error.to_string());
-        Ok(Self { recorder, request, places, engine: engine.clone(), start_ns })
+        Ok(Self { recorder, request, places, at_end, engine: engine.clone(), start_ns })
     }
 
     /// Records what came of it, and ends the run.
-    pub(super) fn finish(mut self, came: Came) -> Result<RunResult> {
+    pub(super) fn finish(mut self, came: Came, cancel: &Cancel) -> Result<RunResult> {
         let failed = |outcome, summary| Answer::new(outcome, summary);
         let waited = self.engine.world().clock.monotonic_ns().saturating_sub(self.start_ns) / 1_000_000;
         let after = format!("after {}.{} s", waited / 1000, waited % 1000 / 100);
@@ -228,6 +234,7 @@ impl OpenStep {
             artifacts.extend(left);
             rest.extend(refused.into_iter().map(|why| warning(event::ARTIFACT_SKIPPED, why)));
         }
+        self.at_end.take(&mut self.recorder, &mut rest, cancel)?;
         let mut end = End::new(answer.outcome, answer.summary).ok(answer.ok).exit_code(exit_code);
         if let Some(blocked) = answer.blocked {
             end = end.blocked(blocked);

@@ -1,6 +1,7 @@
 //! Steps for asynchronous callers: many at once, under a limit, each of them recorded to its end
 //! whatever becomes of the future that waits for it.
 
+use super::checkpoints::Checkpoints;
 use super::process::{Cancel, Output, ProcessOptions, ProcessResult, record_process};
 use super::recorder::{Recorder, RunRequest, RunResult};
 use super::step::{Answer, Came, ExecutorError, OpenStep, artifacts_of, panic_text};
@@ -82,15 +83,17 @@ impl Steps {
         &self,
         request: RunRequest,
         executor: &Arc<impl AsyncExecutor>,
+        checkpoints: &Checkpoints,
         cancel: &Cancel,
     ) -> Result<RunResult> {
         let place = self.place().await?;
         let engine = self.engine.clone();
         let timeout = request.timeout_ms.map(Duration::from_millis);
         let shared = Shared::default();
-        let unfinished = Unfinished { step: Some(shared.clone()), _place: place };
+        let unfinished = Unfinished { step: Some(shared.clone()), cancel: cancel.clone(), _place: place };
         let begins = shared.clone();
-        let artifacts = blocking(move || begins.begin(&engine, request)).await?;
+        let (asked, stop) = (checkpoints.clone(), cancel.clone());
+        let artifacts = blocking(move || begins.begin(&engine, request, &asked, &stop)).await?;
         let step = AsyncStep { step: shared, artifacts };
         let executor = Arc::clone(executor);
         let work = AbortOnDrop(tokio::spawn(async move { executor.execute(step).await }));
@@ -177,13 +180,19 @@ impl Shared {
     }
 
     /// Answers with the directory for what the step leaves.
-    fn begin(&self, engine: &Engine, request: RunRequest) -> Result<Option<PathBuf>> {
-        let begun = OpenStep::begin(engine, request)?;
+    fn begin(
+        &self,
+        engine: &Engine,
+        request: RunRequest,
+        checkpoints: &Checkpoints,
+        cancel: &Cancel,
+    ) -> Result<Option<PathBuf>> {
+        let begun = OpenStep::begin(engine, request, checkpoints)?;
         let artifacts = artifacts_of(engine, &begun.recorder);
         let mut held = self.hold();
         if held.abandoned {
             drop(held);
-            begun.finish(Came::Cancelled)?;
+            begun.finish(Came::Cancelled, cancel)?;
         } else {
             held.step = Some(begun);
         }
@@ -207,13 +216,14 @@ impl Shared {
 /// Ends a step in any case: as it went, or as cancelled.
 struct Unfinished {
     step: Option<Shared>,
+    cancel: Cancel,
     _place: OwnedSemaphorePermit,
 }
 
 impl Unfinished {
     fn finish(mut self, came: Came) -> Result<RunResult> {
         let step = self.step.take().and_then(|shared| shared.take());
-        step.ok_or_else(|| Error::misuse("the step has ended"))?.finish(came)
+        step.ok_or_else(|| Error::misuse("the step has ended"))?.finish(came, &self.cancel)
     }
 }
 
@@ -223,7 +233,8 @@ impl Drop for Unfinished {
         // Nobody waits for it, and waiting for the disk is not for a thread of the runtime. Where
         // no thread can be had, the next one that opens the journal ends the run.
         let ending = std::thread::Builder::new().name("runwal-cancel".to_owned());
-        let _ = ending.spawn(move || step.finish(Came::Cancelled));
+        let cancel = self.cancel.clone();
+        let _ = ending.spawn(move || step.finish(Came::Cancelled, &cancel));
     }
 }
 

@@ -228,7 +228,7 @@ fn syncs(place: &Place, script: &str) -> u64 {
         .status()
         .unwrap();
     assert!(status.success());
-    fs::read_to_string(&trace).unwrap().lines().filter(|line| line.contains("sync")).count() as u64
+    fs::read_to_string(&trace).unwrap().lines().filter(|line| line.contains("sync(")).count() as u64
 }
 
 #[test]

@@ -4,8 +4,8 @@ use runwal::ErrorKind;
 use runwal::engine::{Engine, Entry, Log, Options};
 use runwal::record::{Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, Status};
 use runwal::run::{
-    Answer, AsyncExecutor, AsyncStep, Cancel, Deferred, Discard, Executor, ExecutorError, Outcome,
-    ProcessOptions, RunRequest, RunResult, Step, Steps, run_step,
+    Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Deferred, Discard, Executor, ExecutorError,
+    Outcome, ProcessOptions, RunRequest, RunResult, Step, Steps, run_step,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,8 +33,14 @@ where
 }
 
 fn answer(engine: &Engine, run: &str, answer: Answer) -> RunResult {
-    run_step(engine, request(run), &By(move |_: &mut Step<'_>| Ok(answer.clone())), &Cancel::new().unwrap())
-        .unwrap()
+    run_step(
+        engine,
+        request(run),
+        &By(move |_: &mut Step<'_>| Ok(answer.clone())),
+        &Checkpoints::default(),
+        &Cancel::new().unwrap(),
+    )
+    .unwrap()
 }
 
 /// A run's records.
@@ -127,7 +133,7 @@ fn lifecycle_events_come_in_their_order() {
     let all =
         ["run_prepared", "checkpoint_slot_reserved", "worker_started", "worker_exited", "step_completed"];
     assert_eq!(types(dir.path(), "r"), all);
-    run_step(&engine, request("d"), &Deferred, &Cancel::new().unwrap()).unwrap();
+    run_step(&engine, request("d"), &Deferred, &Checkpoints::default(), &Cancel::new().unwrap()).unwrap();
     let deferred = [
         "run_prepared",
         "checkpoint_slot_reserved",
@@ -138,7 +144,7 @@ fn lifecycle_events_come_in_their_order() {
     ];
     assert_eq!(types(dir.path(), "d"), deferred);
     let off = RunRequest { checkpoints: false, ..request("off") };
-    let result = run_step(&engine, off, &Deferred, &Cancel::new().unwrap()).unwrap();
+    let result = run_step(&engine, off, &Deferred, &Checkpoints::default(), &Cancel::new().unwrap()).unwrap();
     assert!(!types(dir.path(), "off").contains(&"checkpoint_slot_reserved".to_owned()));
     assert!(result.checkpoints.is_empty());
     assert!(!records(dir.path(), "off").iter().any(|body| matches!(body, Body::Checkpoint(_))));
@@ -173,13 +179,13 @@ fn an_error_or_a_panic_of_an_executor_is_a_failed_step() {
     let engine = open(dir.path());
     let cancel = Cancel::new().unwrap();
     let failing = By(|_: &mut Step<'_>| Err("no network".into()));
-    let result = run_step(&engine, request("error"), &failing, &cancel).unwrap();
+    let result = run_step(&engine, request("error"), &failing, &Checkpoints::default(), &cancel).unwrap();
     assert_eq!(
         (result.outcome, result.summary.as_str(), result.exit_code),
         (Outcome::Failed, "no network", Some(1))
     );
     let panicking = By(|_: &mut Step<'_>| panic!("out of {}", "luck"));
-    let result = run_step(&engine, request("panic"), &panicking, &cancel).unwrap();
+    let result = run_step(&engine, request("panic"), &panicking, &Checkpoints::default(), &cancel).unwrap();
     assert_eq!(
         (result.outcome, result.summary.as_str()),
         (Outcome::Failed, "The executor panicked: out of luck")
@@ -202,7 +208,8 @@ fn an_executor_records_what_it_does_and_leaves_files() {
         runwal::disk::Disk::open(&disk, "report", runwal::disk::Open::CreateNew)?.write_at(b"abc", 0)?;
         Ok(Answer::new(Outcome::Completed, "Done."))
     });
-    let result = run_step(&engine, request("r"), &busy, &Cancel::new().unwrap()).unwrap();
+    let result =
+        run_step(&engine, request("r"), &busy, &Checkpoints::default(), &Cancel::new().unwrap()).unwrap();
     let files: Vec<_> = result.artifacts.iter().map(|a| (a.path.as_str(), a.bytes)).collect();
     let own = ["meta.json", "state.json", "worker.log", "stdout.log", "stderr.log"].map(|name| (name, None));
     let taken = ["0001-summary.json", "0002-notes.txt", "0003-log-tail.txt"];
@@ -226,7 +233,8 @@ fn a_second_preparation_of_a_run_executes_nothing() {
     let engine = open(dir.path());
     answer(&engine, "r", Answer::new(Outcome::Completed, "Done."));
     let never = By(|_: &mut Step<'_>| panic!("executed"));
-    let refused = run_step(&engine, request("r"), &never, &Cancel::new().unwrap()).unwrap_err();
+    let refused = run_step(&engine, request("r"), &never, &Checkpoints::default(), &Cancel::new().unwrap())
+        .unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Conflict);
 }
 
@@ -295,7 +303,10 @@ async fn many_steps_at_once_keep_the_limit() {
             let (steps, executor) = (steps.clone(), Arc::clone(&executor));
             tokio::spawn(async move {
                 let cancel = Cancel::new().unwrap();
-                steps.execute(request(&format!("r{n}")), &executor, &cancel).await.unwrap()
+                steps
+                    .execute(request(&format!("r{n}")), &executor, &Checkpoints::default(), &cancel)
+                    .await
+                    .unwrap()
             })
         })
         .collect();
@@ -322,12 +333,13 @@ async fn a_step_is_cancelled_by_its_token_and_by_its_time() {
         stop.cancel(15);
         begun
     });
-    let result = steps.execute(request("token"), &executor, &cancel).await.unwrap();
+    let result = steps.execute(request("token"), &executor, &Checkpoints::default(), &cancel).await.unwrap();
     assert_eq!((result.outcome, result.exit_code), (Outcome::Cancelled, Some(1)));
     assert_eq!(status(dir.path(), "token"), (Some(Status::Cancelled), true));
     let _begun = stopper.await.unwrap();
     let late = RunRequest { timeout_ms: Some(1), ..request("late") };
-    let result = steps.execute(late, &executor, &Cancel::new().unwrap()).await.unwrap();
+    let result =
+        steps.execute(late, &executor, &Checkpoints::default(), &Cancel::new().unwrap()).await.unwrap();
     assert_eq!(result.outcome, Outcome::Failed);
     assert!(result.summary.starts_with("Timed out after"), "{}", result.summary);
     while *executor.dropped.lock().unwrap() < 1 {
@@ -343,7 +355,7 @@ async fn a_dropped_step_is_ended_as_cancelled() {
     let (of_task, by_task) = (steps.clone(), Arc::clone(&executor));
     let task = tokio::spawn(async move {
         let cancel = Cancel::new().unwrap();
-        of_task.execute(request("r"), &by_task, &cancel).await.unwrap()
+        of_task.execute(request("r"), &by_task, &Checkpoints::default(), &cancel).await.unwrap()
     });
     begun.recv().await.unwrap();
     task.abort();
@@ -351,7 +363,10 @@ async fn a_dropped_step_is_ended_as_cancelled() {
     assert_eq!(ended(dir.path(), "r").await, Some(Status::Cancelled));
     // Its place under the limit is free again.
     executor.go.add_permits(1);
-    let next = steps.execute(request("next"), &executor, &Cancel::new().unwrap()).await.unwrap();
+    let next = steps
+        .execute(request("next"), &executor, &Checkpoints::default(), &Cancel::new().unwrap())
+        .await
+        .unwrap();
     assert_eq!(next.outcome, Outcome::Completed);
 }
 

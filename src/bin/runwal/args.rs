@@ -216,6 +216,9 @@ pub(crate) struct RunArgs {
     /// Give it a pseudo-terminal, recorded as one channel
     #[arg(long)]
     pub(crate) pty: bool,
+    /// Take no git diff
+    #[arg(long)]
+    pub(crate) no_diff: bool,
     /// Take no checkpoints
     #[arg(long)]
     pub(crate) no_checkpoints: bool,

@@ -7,7 +7,7 @@ use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
 use runwal::record::{Channel, Id};
 use runwal::run::{
-    Cancel, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal, record_process,
+    Cancel, Checkpoints, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal, record_process,
 };
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::Write;
@@ -89,7 +89,11 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     let options = ProcessOptions {
         stop_on_failure: false,
         terminal,
-        test_output: args.test_output.clone(),
+        checkpoints: Checkpoints {
+            git_diff: !args.no_diff,
+            test_output: args.test_output.clone(),
+            ..Checkpoints::default()
+        },
         ..ProcessOptions::default()
     };
     let result = record_process(&engine, request, &options, &mut output, &cancel);

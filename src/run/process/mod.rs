@@ -14,28 +14,25 @@ use self::ended::Ended;
 use self::pipeline::{Pipeline, journal};
 use self::watch::{Sinks, watch};
 use self::worker::{Limits, Start, Started, Worker, end_at_once};
+use super::checkpoints::{AtEnd, Checkpoints};
 use super::recorder::{End, Outcome, Recorder, RunRequest, RunResult};
 use super::started::{StartedData, warning};
-use super::word::{Expected, Places};
+use super::word::Places;
 use crate::clock::Clock;
 use crate::engine::{Engine, NewRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processes::{Identity, RECORDER_VARIABLE, RUN_VARIABLE, identity, left_of};
-use crate::record::{Channel, FileFormat, Replay, checkpoint_type, event};
+use crate::record::{Channel, event};
 use rustix::event::{EventfdFlags, eventfd};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 pub use terminal::Terminal;
 #[cfg(feature = "terminal")]
 pub use terminal::{Foreground, Pseudo};
-
-/// The longest file that `test_output` is taken of.
-const MAX_TEST_OUTPUT_LEN: u64 = 8 << 20;
 
 /// Where the worker's output passes on to.
 pub trait Output {
@@ -76,7 +73,7 @@ pub struct Cancel(Arc<CancelInner>);
 #[derive(Debug)]
 struct CancelInner {
     signal: AtomicI32,
-    asked: AtomicBool,
+    count: AtomicU32,
     #[cfg(feature = "tokio")]
     told: tokio::sync::Notify,
     wake: OwnedFd,
@@ -89,7 +86,7 @@ impl Cancel {
             .map_err(|e| Error::io("making an event descriptor", e.into()))?;
         Ok(Self(Arc::new(CancelInner {
             signal: AtomicI32::new(0),
-            asked: AtomicBool::new(false),
+            count: AtomicU32::new(0),
             #[cfg(feature = "tokio")]
             told: tokio::sync::Notify::new(),
             wake,
@@ -100,7 +97,7 @@ impl Cancel {
     /// cancelled, by force once the grace is over.
     pub fn cancel(&self, signal: i32) {
         self.0.signal.store(signal, Ordering::SeqCst);
-        self.0.asked.store(true, Ordering::SeqCst);
+        self.0.count.fetch_add(1, Ordering::SeqCst);
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
         #[cfg(feature = "tokio")]
         self.0.told.notify_waiters();
@@ -108,7 +105,12 @@ impl Cancel {
 
     /// Whether a stop was asked for.
     pub fn is_cancelled(&self) -> bool {
-        self.0.asked.load(Ordering::SeqCst)
+        self.count() > 0
+    }
+
+    /// How often a stop was asked for.
+    pub(super) fn count(&self) -> u32 {
+        self.0.count.load(Ordering::SeqCst)
     }
 
     /// Waits until a stop is asked for.
@@ -143,8 +145,8 @@ pub struct ProcessOptions {
     pub terminal: Terminal,
     /// How long its output is read that others keep open after it exited.
     pub drain: Duration,
-    /// A file to take the checkpoint `test_output` of, relative to its working directory.
-    pub test_output: Option<PathBuf>,
+    /// Which checkpoints are taken at the end.
+    pub checkpoints: Checkpoints,
 }
 
 impl Default for ProcessOptions {
@@ -155,7 +157,7 @@ impl Default for ProcessOptions {
             stop_on_failure: true,
             terminal: Terminal::default(),
             drain: Duration::from_secs(2),
-            test_output: None,
+            checkpoints: Checkpoints::default(),
         }
     }
 }
@@ -184,8 +186,8 @@ pub fn record_process(
     }
     let asked = request.clone();
     let mut recorder = Recorder::prepare(engine, request)?;
-    let job =
-        Job { engine, asked: &asked, options, places: place(engine, &recorder), test: look(&asked, options) };
+    let (at_end, places) = (AtEnd::look(engine, &asked, &options.checkpoints), place(engine, &recorder));
+    let job = Job { engine, asked: &asked, options, places, at_end };
     let Started { mut child, outputs } = match job.start(&recorder) {
         Ok(started) => started,
         Err(error) => return not_started(&mut recorder, &asked, error),
@@ -195,7 +197,7 @@ pub fn record_process(
         return Err(failed_in_mid_run(&error, ended.status));
     }
     let (status, timed_out) = (ended.status, ended.timed_out);
-    match job.finish(&mut recorder, &ended, failure.rest) {
+    match job.finish(&mut recorder, &ended, failure.rest, cancel) {
         Ok(run) => Ok(ProcessResult { run, status: Some(status), start_error: None, timed_out }),
         Err(error) => {
             output.engine_failed(&error);
@@ -207,14 +209,6 @@ pub fn record_process(
 fn place(engine: &Engine, recorder: &Recorder) -> Result<Places, String> {
     let folder = recorder.name().folder();
     Places::make(&*engine.world().disk, &folder, recorder.stream()).map_err(|error| error.to_string())
-}
-
-/// Looks at the file that `test_output` is to be taken of, before the worker runs.
-fn look(asked: &RunRequest, options: &ProcessOptions) -> Option<Result<Expected, String>> {
-    use std::os::unix::ffi::OsStrExt;
-    let file = options.test_output.as_ref()?;
-    let tree = asked.working_tree.as_deref().map(std::ffi::OsStr::from_bytes).map(Path::new);
-    Some(Expected::look(&tree.unwrap_or(Path::new(".")).join(file)).map_err(|error| error.to_string()))
 }
 
 fn not_started(recorder: &mut Recorder, asked: &RunRequest, error: std::io::Error) -> Result<ProcessResult> {
@@ -241,7 +235,7 @@ struct Job<'a> {
     asked: &'a RunRequest,
     options: &'a ProcessOptions,
     places: Result<Places, String>,
-    test: Option<Result<Expected, String>>,
+    at_end: AtEnd,
 }
 
 impl Job<'_> {
@@ -273,6 +267,7 @@ impl Job<'_> {
         let mut data = StartedData::of(self.asked);
         (data.pid, data.start_ticks) = (Some(pid), known.map(|k| k.start_ticks));
         data.terminal = self.options.terminal.size();
+        data.base_commit = self.at_end.base_commit();
         data.records(format!("{shown}, pid {pid}"))
     }
 
@@ -335,7 +330,13 @@ impl Job<'_> {
     }
 
     /// Records how the worker ended, takes the checkpoints that come then, and ends the run.
-    fn finish(&self, recorder: &mut Recorder, ended: &Ended, mut rest: Vec<NewRecord>) -> Result<RunResult> {
+    fn finish(
+        &self,
+        recorder: &mut Recorder,
+        ended: &Ended,
+        mut rest: Vec<NewRecord>,
+        cancel: &Cancel,
+    ) -> Result<RunResult> {
         let disk = &*self.engine.world().disk;
         rest.extend(ended.records()?);
         let word = match &self.places {
@@ -352,41 +353,12 @@ impl Job<'_> {
         for why in refused {
             rest.push(warning(event::ARTIFACT_SKIPPED, why));
         }
-        if self.asked.checkpoints && self.test.is_some() {
-            recorder.append(std::mem::take(&mut rest))?;
-            self.test_output(recorder, &mut rest)?;
-        }
+        self.at_end.take(recorder, &mut rest, cancel)?;
         let (outcome, ok) = ended.outcome(word.as_ref());
         let said = word.filter(|word| word.outcome == outcome).and_then(|word| word.summary);
         let summary = said.unwrap_or_else(|| ended.summary());
         let end = End::new(outcome, summary).ok(ok).exit_code(ended.status.code());
         recorder.finish(end.artifacts(artifacts).after(rest))
-    }
-
-    fn test_output(&self, recorder: &mut Recorder, rest: &mut Vec<NewRecord>) -> Result<()> {
-        let read = match &self.test {
-            Some(Ok(expected)) => expected.read(MAX_TEST_OUTPUT_LEN),
-            Some(Err(why)) => Err(why.clone()),
-            None => return Ok(()),
-        };
-        let file = self.options.test_output.as_deref().unwrap_or(Path::new("")).display().to_string();
-        match read {
-            Ok(content) => {
-                let summary = format!("What the tests printed to {}.", file.escape_debug());
-                recorder.checkpoint(
-                    checkpoint_type::TEST_OUTPUT,
-                    FileFormat::Text,
-                    Replay::None,
-                    &summary,
-                    content,
-                )?;
-            }
-            Err(why) => {
-                let message = format!("No test_output of {}: {why}.", file.escape_debug());
-                rest.push(warning(event::CHECKPOINT_SKIPPED, message));
-            }
-        }
-        Ok(())
     }
 }
 
