@@ -119,7 +119,7 @@ impl Reader {
     }
 
     /// Hands the records of a stream from `from` on to `visit`, in order, by the index. Answers
-    /// with the damage met.
+    /// with the damage met; a hole in the sequences is damage also where nothing is left to tell why.
     pub(crate) fn stream(
         &mut self,
         id: StreamId,
@@ -131,6 +131,8 @@ impl Reader {
             Some(view) => view.stream_batches(id, from)?,
             None => Vec::new(),
         };
+        let (mut next, mut last) = (from.max(Seq(1)), None);
+        let mut explained = false;
         for place in places {
             let records = match self.handle.batch(place)? {
                 Ok((header, body)) => owned_records(place, &header, &body, false)?,
@@ -139,12 +141,27 @@ impl Reader {
             match records {
                 Ok(records) => {
                     for record in records.into_iter().filter(|r| r.stream == id && r.seq >= from) {
+                        if record.seq > next && !explained {
+                            let missing = record.seq.0 - next.0;
+                            let reason =
+                                format!("{missing} records of the stream before this place are missing");
+                            let after = last.map_or(id.0, |last: Position| last.0.saturating_add(1));
+                            let hole = Damage::new(place.segment, place.offset, reason);
+                            damage.push(
+                                hole.losing(Position(after), Position(record.position.0.saturating_sub(1))),
+                            );
+                        }
+                        explained = false;
+                        (next, last) = (record.seq.next().unwrap_or(record.seq), Some(record.position));
                         if !visit(record)? {
                             return Ok(damage);
                         }
                     }
                 }
-                Err(found) => damage.push(found),
+                Err(found) => {
+                    explained = true;
+                    damage.push(found);
+                }
             }
         }
         Ok(damage)

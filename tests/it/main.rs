@@ -10,6 +10,7 @@
 )]
 
 mod cli;
+mod commands;
 mod crash;
 mod damage;
 mod decoder;
