@@ -109,3 +109,24 @@ fn a_hole_in_a_run_is_told_by_every_command_that_reads_it() {
         assert_eq!(text(&output.stderr).lines().count(), 1, "{args:?} says it once: {output:?}");
     }
 }
+
+// --- `output` ---
+
+#[test]
+fn the_two_channels_keep_their_order_where_they_meet_again() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::new(Time(START)));
+    let engine = place.engine(&clock);
+    let mut run = Recorder::prepare(&engine, request("t", "r")).unwrap();
+    run.chunk(Channel::Stdout, b"Compiling ... ").unwrap();
+    run.chunk(Channel::Stderr, b"warning\n").unwrap();
+    run.chunk(Channel::Stdout, b"done\n").unwrap();
+    run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
+    engine.close().unwrap();
+    let both = place.0.path().join("both");
+    let file = fs::File::create(&both).unwrap();
+    let status =
+        place.command(&["output", "t/r"]).stdout(file.try_clone().unwrap()).stderr(file).status().unwrap();
+    assert!(status.success());
+    assert_eq!(fs::read_to_string(&both).unwrap(), "Compiling ... warning\ndone\n");
+}

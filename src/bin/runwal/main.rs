@@ -10,6 +10,7 @@ mod restore;
 mod run;
 mod runs;
 mod show;
+mod sink;
 mod state;
 mod verify;
 
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
             if let Err(failed) = printed
                 && !error.use_stderr()
             {
-                return ExitCode::from(output_failed(&failed));
+                return ExitCode::from(output_failed(&failed, false));
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -93,9 +94,9 @@ fn main() -> ExitCode {
     };
     let code = match result {
         Ok(code) => code,
-        Err(Failure::Output(error)) => output_failed(&error),
+        Err(Failure::Output(error)) => output_failed(&error, json),
         Err(Failure::Usage(message)) => {
-            complain(&format!("runwal: {message}\nSee `runwal --help`."));
+            show::usage(&message, json);
             2
         }
         Err(Failure::Engine(error)) => {
@@ -116,11 +117,11 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
 }
 
 /// The exit code where standard output cannot be written: whoever closed it wants no more of it.
-fn output_failed(error: &std::io::Error) -> u8 {
+fn output_failed(error: &std::io::Error, json: bool) -> u8 {
     if error.kind() == std::io::ErrorKind::BrokenPipe {
         return 0;
     }
-    complain(&format!("runwal: writing the output: {error}"));
+    show::output_failed(error, json);
     7
 }
 
