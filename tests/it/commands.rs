@@ -130,3 +130,23 @@ fn the_two_channels_keep_their_order_where_they_meet_again() {
     assert!(status.success());
     assert_eq!(fs::read_to_string(&both).unwrap(), "Compiling ... warning\ndone\n");
 }
+
+// --- Errors ---
+
+#[test]
+fn with_json_every_error_is_one_object() {
+    let place = Place::new();
+    place.record("r", "true");
+    for (code, args) in [
+        (2, &["-o", "json", "runs", "--status", "finished"][..]),
+        (2, &["-o", "json", "log", "--since", "yesterdayish"]),
+        (2, &["-o", "json", "log", "--after-cursor", "x"]),
+        (1, &["-o", "json", "state", "nobody"]),
+    ] {
+        let output = place.ends(code, args);
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        let expected = if code == 2 { "misuse" } else { "not_found" };
+        assert_eq!(error["error"]["code"], expected, "{args:?}");
+        assert!(error["error"]["message"].is_string() && error["error"]["hint"].is_string(), "{args:?}");
+    }
+}

@@ -3,7 +3,7 @@
 use crate::complain;
 use base64::Engine as _;
 use runwal::Damage;
-use runwal::error::Error;
+use runwal::error::{Error, ErrorKind, Place};
 use runwal::position::Position;
 use runwal::projection::{meta_value, tick_line};
 use runwal::record::{Body, JsonText, Level, Record, RunName, escape_line};
@@ -11,42 +11,76 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use std::fmt::Write as _;
 
+/// What is known of an error.
+#[derive(Default)]
+struct Told<'a> {
+    code: &'a str,
+    message: String,
+    place: Option<Place>,
+    hint: Option<&'a str>,
+}
+
+impl Told<'_> {
+    /// As one object on stderr.
+    fn json(self) {
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            code: &'a str,
+            message: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            segment: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            offset: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            position: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            hint: Option<&'a str>,
+        }
+        #[derive(Serialize)]
+        struct Outer<'a> {
+            error: Inner<'a>,
+        }
+        let inner = Inner {
+            code: self.code,
+            message: self.message,
+            segment: self.place.map(|p| p.segment),
+            offset: self.place.map(|p| p.offset),
+            position: self.place.and_then(|p| p.position).map(|p| p.0),
+            hint: self.hint,
+        };
+        complain(&serde_json::to_string(&Outer { error: inner }).unwrap_or_default());
+    }
+}
+
 /// An error on stderr, in words or as one object.
 pub(crate) fn error(error: &Error, json: bool) {
-    if !json {
-        complain(&format!("runwal: {error}"));
-        if let Some(advice) = error.advice() {
-            complain(&format!("        {advice}"));
-        }
-        return;
+    if json {
+        let (code, message) = (error.kind().code(), error.message());
+        return Told { code, message, place: error.place(), hint: error.advice() }.json();
     }
-    #[derive(Serialize)]
-    struct Inner<'a> {
-        code: &'a str,
-        message: String,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        segment: Option<u64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        offset: Option<u64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        position: Option<u64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        hint: Option<&'a str>,
+    complain(&format!("runwal: {error}"));
+    if let Some(advice) = error.advice() {
+        complain(&format!("        {advice}"));
     }
-    #[derive(Serialize)]
-    struct Outer<'a> {
-        error: Inner<'a>,
+}
+
+/// A call that makes no sense.
+pub(crate) fn usage(message: &str, json: bool) {
+    const HINT: &str = "See `runwal --help`.";
+    if json {
+        let code = ErrorKind::Misuse.code();
+        return Told { code, message: message.to_owned(), hint: Some(HINT), ..Told::default() }.json();
     }
-    let place = error.place();
-    let inner = Inner {
-        code: error.kind().code(),
-        message: error.message(),
-        segment: place.map(|p| p.segment),
-        offset: place.map(|p| p.offset),
-        position: place.and_then(|p| p.position).map(|p| p.0),
-        hint: error.advice(),
-    };
-    complain(&serde_json::to_string(&Outer { error: inner }).unwrap_or_default());
+    complain(&format!("runwal: {message}\n{HINT}"));
+}
+
+/// Standard output could not be written.
+pub(crate) fn output_failed(error: &std::io::Error, json: bool) {
+    let message = format!("writing the output: {error}");
+    if json {
+        return Told { code: ErrorKind::Io.code(), message, ..Told::default() }.json();
+    }
+    complain(&format!("runwal: {message}"));
 }
 
 /// Damage that was met while reading.
