@@ -150,3 +150,21 @@ fn with_json_every_error_is_one_object() {
         assert!(error["error"]["message"].is_string() && error["error"]["hint"].is_string(), "{args:?}");
     }
 }
+
+// --- `runs` ---
+
+#[test]
+fn what_an_embedder_says_of_a_signal_cannot_move_the_cursor() {
+    let place = Place::new();
+    let clock = Arc::new(ManualClock::new(Time(START)));
+    let engine = place.engine(&clock);
+    let mut run = Recorder::prepare(&engine, request("t", "r")).unwrap();
+    let odd = runwal::record::StatePatch {
+        signal: Some(Some("\u{1b}[2J\u{202e}".to_owned())),
+        ..runwal::record::StatePatch::default()
+    };
+    run.patch(odd).unwrap();
+    engine.close().unwrap();
+    let shown = place.prints(&["runs"]);
+    assert!(!shown.contains('\u{1b}') && !shown.contains('\u{202e}'), "{shown:?}");
+}

@@ -83,7 +83,7 @@ fn table(out: &mut impl Write, runs: &[RunFold]) -> std::io::Result<()> {
         };
         let exit = match (state.exit_code, &state.signal) {
             (Some(code), _) => code.to_string(),
-            (None, Some(signal)) => signal.clone(),
+            (None, Some(signal)) => escape_line(signal),
             (None, None) => "-".to_owned(),
         };
         rows.push([
@@ -99,7 +99,7 @@ fn table(out: &mut impl Write, runs: &[RunFold]) -> std::io::Result<()> {
             escape_line(&command.join(" ")).chars().take(MAX_COMMAND).collect(),
         ]);
     }
-    let width = |i: usize| rows.iter().map(|row| row[i].len()).max().unwrap_or(0);
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
     for row in &rows {
         let cells: Vec<String> =
