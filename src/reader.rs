@@ -119,7 +119,8 @@ impl Reader {
     }
 
     /// Hands the records of a stream from `from` on to `visit`, in order, by the index. Answers
-    /// with the damage met; a hole in the sequences is damage also where nothing is left to tell why.
+    /// with the damage met; a hole in the sequences is damage also where nothing is left to tell why,
+    /// and so is what may have taken the end of a stream away.
     pub(crate) fn stream(
         &mut self,
         id: StreamId,
@@ -164,6 +165,11 @@ impl Reader {
                 }
             }
         }
+        for lost in self.lost_behind(id)? {
+            if !damage.iter().any(|told| (told.segment, told.offset) == (lost.segment, lost.offset)) {
+                damage.push(lost);
+            }
+        }
         Ok(damage)
     }
 
@@ -198,10 +204,17 @@ impl Reader {
         Ok(last.into_iter().filter(|(_, at)| *at > position).collect())
     }
 
-    /// Whether records behind `position` were lost where no index tells whose they were.
-    pub(crate) fn lost_behind(&mut self, position: Position) -> bool {
-        let at_end = self.handle.end_damage.iter().any(|d| d.to > position);
-        at_end || self.handle.view().is_some_and(|view| view.damage.iter().any(|d| d.to > position))
+    /// Damage behind the last known record of a stream that has not ended, met when the index was
+    /// made: records of the stream may be among those that were lost there.
+    fn lost_behind(&mut self, id: StreamId) -> Result<Vec<Damage>> {
+        let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
+        let last = match view.stream(id)? {
+            Some(state) if !state.open => return Ok(Vec::new()),
+            Some(state) => state.last_position,
+            None => Position(id.0),
+        };
+        let all = view.damage.clone().into_iter().chain(self.handle.end_damage.iter().cloned());
+        Ok(all.filter(|damage| damage.to > last).collect())
     }
 
     /// The segments up to the active one that cannot be opened.

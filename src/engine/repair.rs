@@ -256,15 +256,11 @@ pub(crate) fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Re
     let run = log.run_of(stream)?;
     let last = log.end_of(stream)?.map_or(Position::ZERO, |(_, position)| position);
     let mut source = |visit: &mut dyn FnMut(&crate::record::Record)| {
-        let mut ended = false;
         let damage = log.stream(stream, Seq(1), &mut |record| {
-            ended |= record.ends;
             visit(record);
             Ok(true)
         })?;
-        // Where the index itself was made by reading damaged bytes, records of a stream that has not
-        // ended may be among those that were lost.
-        Ok(damage.is_empty() && (ended || !log.reader.lost_behind(last)))
+        Ok(damage.is_empty())
     };
     match run {
         Some(run) => rebuild_run(&*disk, &run.name, last, &mut source, write),

@@ -10,10 +10,10 @@ use runwal::record::{Channel, Id};
 use runwal::run::{End, Outcome, Recorder, RunRequest};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// 2026-03-22T00:13:40.123456789Z.
 const START: i64 = 1_774_138_420_123_456_789;
@@ -107,6 +107,24 @@ fn a_hole_in_a_run_is_told_by_every_command_that_reads_it() {
         assert!(!output.stdout.is_empty(), "{args:?} printed nothing of what can be read");
         assert!(text(&output.stderr).contains("cannot be read"), "{args:?}: {output:?}");
         assert_eq!(text(&output.stderr).lines().count(), 1, "{args:?} says it once: {output:?}");
+    }
+}
+
+#[test]
+fn an_end_that_may_be_lost_is_told_by_every_command_that_reads_the_run() {
+    let place = Place::new();
+    place.record("whole", "echo whole");
+    place.record("r", "echo precious; exit 3");
+    place.record("other", "echo other");
+    let bytes = fs::read(place.segment(1)).unwrap();
+    let at = bytes.windows(9).position(|w| w == b"precious\n").unwrap() as u64;
+    fs::File::options().write(true).open(place.segment(1)).unwrap().write_all_at(b"P", at).unwrap();
+    for args in [&["output", "t/r"][..], &["state", "t/r"]] {
+        let output = place.ends(3, args);
+        assert!(text(&output.stderr).contains("cannot be read"), "{args:?}: {output:?}");
+    }
+    for run in ["t/whole", "t/other"] {
+        place.ends(0, &["output", run]);
     }
 }
 
