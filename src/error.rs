@@ -38,6 +38,20 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Retry,
+        Self::Locked,
+        Self::Reopen,
+        Self::Corrupt,
+        Self::Unsupported,
+        Self::Misuse,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Full,
+        Self::Io,
+    ];
+
     /// A stable word for scripts.
     pub fn code(self) -> &'static str {
         match self {
