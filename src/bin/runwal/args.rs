@@ -2,10 +2,13 @@
 
 use crate::Failure;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use runwal::engine::{Log, World};
+use runwal::clock::Clock;
+use runwal::engine::{Log, RunInfo, World};
 use runwal::error::{Error, ErrorKind};
-use runwal::position::Time;
+use runwal::position::{Seq, Time};
+use runwal::record::Record;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,13 +18,17 @@ const AFTER_HELP: &str = "\
 Examples:
   runwal run -- cargo test        record a command
   runwal runs                     list what was recorded
-  runwal log @last                the records of the last run
+  runwal show @last               the last run as a page
+  runwal log @last                its records, one a line
   runwal output @last             what it wrote, byte for byte
   runwal verify                   check every checksum
 
 Exit codes: 0 fine, 1 not there or different, 2 usage, 3 corrupt or tampered, 4 torn tail,
 5 lock not had in time, 6 format not supported, 7 I/O error. `run` ends with the worker's code,
-128 + signal, 124 timed out, 125 runwal failed, 126 not executable, 127 not found.";
+128 + signal, 124 timed out, 125 runwal failed, 126 not executable, 127 not found.
+
+`runwal man | man -l -` is the manual. What each error means and what to do next stands in
+src/docs/errors.md.";
 
 /// The write-ahead log of worker runs.
 #[derive(Debug, Parser)]
@@ -65,7 +72,8 @@ pub(crate) struct Global {
     /// Say less on stderr
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) quiet: bool,
-    /// Say more on stderr
+    /// Say more: on stderr which data directory is used, with `run` how it went, with `replay` the
+    /// events; and what `show` and `rebuild` leave out
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) verbose: bool,
 }
@@ -93,17 +101,50 @@ impl Global {
 
     /// The data directory, whether it exists or not.
     pub(crate) fn dir(&self) -> PathBuf {
+        self.found_dir().0
+    }
+
+    /// The data directory, and why this one.
+    fn found_dir(&self) -> (PathBuf, &'static str) {
         if let Some(dir) = &self.dir {
-            return dir.clone();
+            return (dir.clone(), "named by --dir");
         }
         if let Some(dir) = std::env::var_os("RUNWAL_DIR").filter(|dir| !dir.is_empty()) {
-            return dir.into();
+            return (dir.into(), "named by $RUNWAL_DIR");
         }
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("."));
-        here.ancestors()
-            .map(|dir| dir.join(".runwal"))
-            .find(|dir| dir.is_dir())
-            .unwrap_or_else(|| PathBuf::from(".runwal"))
+        match here.ancestors().map(|dir| dir.join(".runwal")).find(|dir| dir.is_dir()) {
+            Some(dir) => (dir, "the nearest upward"),
+            None => (PathBuf::from(".runwal"), "as there is none upward"),
+        }
+    }
+
+    /// With `-v`, which data directory it is about.
+    pub(crate) fn tell_dir(&self) {
+        if self.verbose {
+            let (dir, why) = self.found_dir();
+            crate::complain(&format!("runwal: data directory {} ({why})", dir.display()));
+        }
+    }
+
+    /// How a person calls this tool for the same data directory again.
+    pub(crate) fn invocation(&self) -> String {
+        match &self.dir {
+            Some(dir) => format!("runwal --dir {}", crate::show::shell_word(dir.as_os_str().as_bytes())),
+            None => "runwal".to_owned(),
+        }
+    }
+
+    /// The run that a person means, and the journal it is in.
+    pub(crate) fn find(&self, run: &str) -> Result<(Log, RunInfo), Failure> {
+        let Some(mut log) = self.log()? else {
+            return Err(Failure::Engine(Error::not_found(
+                "nothing is recorded yet",
+                "Record something first: `runwal run -- COMMAND`.",
+            )));
+        };
+        let run = log.resolve(run)?;
+        Ok((log, run))
     }
 
     /// The world for a command that only reads.
@@ -160,14 +201,20 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// List the runs, newest last
     Runs(RunsArgs),
+    /// Show one run as a page: what was asked, how it went, what it left, what to do next
+    Show(ShowArgs),
     /// Print a run's state.json, as it is or as it was
     State(StateArgs),
     /// Print the records, one a line
     Log(LogArgs),
     /// Print what a run's worker wrote, byte for byte
     Output(OutputArgs),
+    /// List a run's checkpoints
+    Checkpoints(CheckpointsArgs),
     /// Bring a checkpoint back: a git diff into a clean checkout, any other as a file
     Restore(RestoreArgs),
+    /// Print a run's output again in its own time; nothing is executed
+    Replay(ReplayArgs),
     /// Make the projected files from the journal
     Rebuild(RebuildArgs),
     /// Do what opening for writing does, and report it
@@ -176,6 +223,10 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Sizes and counts
     Info,
+    /// Print a script that completes commands and options in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual, to be read with `runwal man | man -l -`
+    Man,
 }
 
 #[derive(Debug, Args)]
@@ -251,6 +302,52 @@ pub(crate) struct RunsArgs {
     /// Only the last N
     #[arg(short = 'n', value_name = "N")]
     pub(crate) last: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// @last, a run id or the beginning of one, or task/run
+    pub(crate) run: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckpointsArgs {
+    /// @last, a run id or the beginning of one, or task/run
+    pub(crate) run: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// @last, a run id or the beginning of one, or task/run
+    pub(crate) run: String,
+    /// So many times as fast: 2 takes half the time, 0.5 twice the time
+    #[arg(long, value_name = "X", default_value = "1", value_parser = speed)]
+    pub(crate) speed: f64,
+    /// Never wait longer than this at once, as 2s [default: as long as the run was silent]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) max_gap: Option<Duration>,
+    /// All at once, without waiting
+    #[arg(long, conflicts_with_all = ["speed", "max_gap"])]
+    pub(crate) instant: bool,
+    /// Up to a sequence of the run, an RFC 3339 time, or -10m
+    #[arg(long, value_name = "AT", allow_hyphen_values = true)]
+    pub(crate) until: Option<String>,
+    /// Everything also to a terminal, whatever it may do to it
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if (0.001..=1e9).contains(&speed) => Ok(speed),
+        _ => Err("a speed is a number from 0.001 to 1000000000".to_owned()),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]
@@ -387,4 +484,43 @@ pub(crate) fn moment(text: &str, now: Time) -> Result<Time, Failure> {
             text.escape_debug()
         ))
     })
+}
+
+/// A moment in a run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum At {
+    /// After its last record.
+    End,
+    /// After the record with this sequence.
+    Seq(Seq),
+    /// After what was appended until then.
+    Time(Time),
+}
+
+impl At {
+    /// Reads a sequence, or a time as [`moment`] does.
+    pub(crate) fn parse(text: Option<&str>) -> Result<Self, Failure> {
+        Ok(match text.map(|text| (text, text.parse())) {
+            None => Self::End,
+            Some((_, Ok(seq))) => Self::Seq(Seq(seq)),
+            Some((text, Err(_))) => Self::Time(moment(text, runwal::clock::System.now())?),
+        })
+    }
+
+    /// Whether a record was there at that moment.
+    pub(crate) fn includes(self, record: &Record) -> bool {
+        match self {
+            Self::End => true,
+            Self::Seq(seq) => record.seq <= seq,
+            Self::Time(time) => record.time <= time,
+        }
+    }
+}
+
+/// The error of a run that was not there yet.
+pub(crate) fn not_begun(run: &RunInfo) -> Failure {
+    Failure::Engine(Error::not_found(
+        format!("run {} had not begun at that moment", run.name),
+        format!("`runwal log {} -n all` tells when it did.", run.name),
+    ))
 }

@@ -1,11 +1,15 @@
 //! The command-line tool: the first honest user of the library, by its public interface alone.
 
 mod args;
+mod checkpoints;
 mod info;
 mod log;
+mod manual;
 mod output;
+mod page;
 mod rebuild;
 mod recover;
+mod replay;
 mod restore;
 mod run;
 mod runs;
@@ -80,17 +84,25 @@ fn main() -> ExitCode {
         }
     };
     let json = cli.global.json();
+    if !matches!(cli.command, Command::Completions(_) | Command::Man) {
+        cli.global.tell_dir();
+    }
     let result = match &cli.command {
         Command::Run(args) => run::run(&cli.global, args),
         Command::Runs(args) => runs::runs(&cli.global, args),
+        Command::Show(args) => page::show(&cli.global, args),
         Command::State(args) => state::state(&cli.global, args),
         Command::Log(args) => log::log(&cli.global, args),
         Command::Output(args) => output::output(&cli.global, args),
+        Command::Checkpoints(args) => checkpoints::checkpoints(&cli.global, args),
         Command::Restore(args) => restore::restore(&cli.global, args),
+        Command::Replay(args) => replay::replay(&cli.global, args),
         Command::Rebuild(args) => rebuild::rebuild(&cli.global, args),
         Command::Recover(args) => recover::recover(&cli.global, args),
         Command::Verify(args) => verify::verify(&cli.global, args),
         Command::Info => info::info(&cli.global),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man => manual::man(),
     };
     let code = match result {
         Ok(code) => code,

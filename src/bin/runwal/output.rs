@@ -2,18 +2,14 @@
 
 use crate::args::{Global, OutputArgs};
 use crate::sink::{Sinks, Wanted};
-use crate::{Done, Failure, show};
+use crate::{Done, Failure, show, sink};
 use runwal::engine::Log;
-use runwal::error::Error;
 use runwal::position::Seq;
 use runwal::record::Body;
 use std::time::Duration;
 
 pub(crate) fn output(global: &Global, args: &OutputArgs) -> Done {
-    let Some(mut log) = global.log()? else {
-        return Err(Failure::Engine(Error::not_found("nothing is recorded yet", "Record something first.")));
-    };
-    let run = log.resolve(&args.run)?;
+    let (mut log, run) = global.find(&args.run)?;
     let mut sinks = Sinks::new(Wanted { channel: args.channel, times: args.times, raw: args.raw });
     let mut next = Seq(1);
     let mut damaged = false;
@@ -23,7 +19,7 @@ pub(crate) fn output(global: &Global, args: &OutputArgs) -> Done {
             show::damage(found, global.json());
             damaged = true;
         }
-        sinks.flush()?;
+        sink::flush()?;
         if !args.follow || ended || damaged {
             sinks.finish()?;
             return Ok(if damaged { 3 } else { 0 });

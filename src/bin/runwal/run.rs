@@ -5,7 +5,7 @@ use crate::{Done, Failure, complain, show};
 use runwal::clock::{Clock, Entropy};
 use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
-use runwal::record::{Channel, Id};
+use runwal::record::{Channel, Id, RunName, escape_line};
 use runwal::run::{
     Cancel, Checkpoints, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal, record_process,
 };
@@ -86,6 +86,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
     if !global.quiet && (args.task.is_none() || args.run.is_none()) {
         complain(&format!("runwal: recording {}", request.name));
     }
+    let name = request.name.clone();
     let options = ProcessOptions {
         stop_on_failure: false,
         terminal,
@@ -102,6 +103,9 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
         Ok(result) => {
             if let Some(error) = &result.run.publish_error {
                 show::error(error, global.json());
+            }
+            if global.verbose {
+                tell_how_it_went(&name, &result);
             }
             worker_code(&result)
         }
@@ -132,6 +136,17 @@ fn prepare(global: &Global, pty: bool) -> Result<Ready, Failure> {
     let signals = watch_signals(&engine, &cancel, &terminal)
         .map_err(|error| Error::io("beginning to watch for signals", error))?;
     Ok(Ready { engine, cancel, terminal, output, signals })
+}
+
+/// A line on how a recorded run went.
+fn tell_how_it_went(name: &RunName, result: &ProcessResult) {
+    let counts = &result.run.counts;
+    let [out, err] = counts.channel_bytes;
+    let summary = escape_line(&result.run.summary);
+    complain(&format!(
+        "runwal: {name}: {summary} {} records; {out} bytes on stdout, {err} on stderr",
+        counts.records
+    ));
 }
 
 /// Something failed before anything was started.

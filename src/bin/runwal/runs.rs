@@ -96,15 +96,8 @@ fn table(out: &mut impl Write, runs: &[RunFold]) -> std::io::Result<()> {
             exit,
             counts.records.to_string(),
             counts.bytes.to_string(),
-            escape_line(&command.join(" ")).chars().take(MAX_COMMAND).collect(),
+            show::shortened(&escape_line(&command.join(" ")), MAX_COMMAND),
         ]);
     }
-    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEAD.len()).map(width).collect();
-    for row in &rows {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(out, "{}", cells.join("  ").trim_end())?;
-    }
-    Ok(())
+    show::table(out, &rows)
 }

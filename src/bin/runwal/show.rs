@@ -10,6 +10,7 @@ use runwal::record::{Body, JsonText, Level, Record, RunName, escape_line};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::fmt::Write as _;
+use std::io::Write;
 
 /// What is known of an error.
 #[derive(Default)]
@@ -280,4 +281,123 @@ pub(crate) fn record_text(record: &Record, run: Option<&RunName>, colored: bool)
         _ => what,
     };
     format!("{} {name} {} {kind} {what}", record.created_at.to_millis_string(), record.seq)
+}
+
+/// Rows under their heads, each column as wide as it needs to be.
+pub(crate) fn table<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> std::io::Result<()> {
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+/// The beginning of a text, with a sign where it goes on.
+pub(crate) fn shortened(text: &str, chars: usize) -> String {
+    if text.chars().count() <= chars {
+        return text.to_owned();
+    }
+    text.chars().take(chars.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// `1,234,567 bytes`, `1 line`.
+pub(crate) fn count(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(number))
+}
+
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// `0.012 s`, `3 min 07 s`, `2 d 03 h`.
+pub(crate) fn duration(ms: u64) -> String {
+    let (s, min, h) = (ms / 1000, ms / 60_000, ms / 3_600_000);
+    match ms {
+        0..60_000 => format!("{s}.{:03} s", ms % 1000),
+        60_000..3_600_000 => format!("{min} min {:02} s", s % 60),
+        3_600_000..86_400_000 => format!("{h} h {:02} min", min % 60),
+        _ => format!("{} d {:02} h", h / 24, h % 24),
+    }
+}
+
+/// Bytes as a word that a shell reads back as the same bytes, with nothing in it that could move the
+/// cursor or reorder what is shown.
+pub(crate) fn shell_word(bytes: &[u8]) -> String {
+    let is_plain = |b: &u8| b.is_ascii_alphanumeric() || b"_-./=:,@%+".contains(b);
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    if !bytes.is_empty() && bytes.iter().all(is_plain) {
+        return text.to_owned();
+    }
+    if text.len() == bytes.len() && text.chars().all(is_harmless) {
+        return format!("'{}'", text.replace('\'', "'\\''"));
+    }
+    let mut word = "$'".to_owned();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\n' => word.push_str("\\n"),
+                '\t' => word.push_str("\\t"),
+                '\r' => word.push_str("\\r"),
+                '\'' | '\\' => word.extend(['\\', c]),
+                c if is_harmless(c) => word.push(c),
+                c => c.encode_utf8(&mut [0; 4]).bytes().for_each(|b| octal(&mut word, b)),
+            }
+        }
+        chunk.invalid().iter().for_each(|b| octal(&mut word, *b));
+    }
+    word.push('\'');
+    word
+}
+
+/// Three digits are the most there can be, so that a digit behind them is no part of it.
+fn octal(word: &mut String, byte: u8) {
+    let _ = write!(word, "\\{byte:03o}");
+}
+
+/// Whether a character is shown as itself on a line.
+fn is_harmless(c: char) -> bool {
+    c == '\\' || escape_line(c.encode_utf8(&mut [0; 4])).chars().eq([c])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn a_shell_reads_words_back_as_they_were() {
+        let all: Vec<u8> = (1..=255).collect();
+        let odd = "it's \\ \u{1b}[31m\u{202e}7 é".as_bytes();
+        for bytes in [b"plain".as_slice(), b"", b"a b", b"it's", b"$HOME `x` \\n", b"\xff7\n'", odd, &all] {
+            let word = shell_word(bytes);
+            assert!(word.chars().all(is_harmless), "{word:?}");
+            let script = format!("printf %s {word}");
+            let shell = std::process::Command::new("bash").args(["-c", &script]).output();
+            let Ok(output) = shell else { return println!("skipped: there is no bash") };
+            assert_eq!(output.stdout, bytes, "{}", std::ffi::OsStr::from_bytes(bytes).display());
+        }
+    }
+
+    #[test]
+    fn numbers_are_shown_for_people() {
+        assert_eq!(
+            [count(0, "byte"), count(1, "line"), count(1_234_567, "byte")],
+            ["0 bytes", "1 line", "1,234,567 bytes"]
+        );
+        let times = [12, 59_999, 60_000, 3_725_000, 90_000_000].map(duration);
+        assert_eq!(times, ["0.012 s", "59.999 s", "1 min 00 s", "1 h 02 min", "1 d 01 h"]);
+        assert_eq!([shortened("abc", 3), shortened("abcd", 3)], ["abc", "ab…"]);
+    }
 }

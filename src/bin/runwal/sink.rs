@@ -32,7 +32,7 @@ impl Sinks {
         }
     }
 
-    /// Prints bytes of a channel, which may wait for a [`flush`](Self::flush).
+    /// Prints bytes of a channel, which may wait for a [`flush`].
     pub(crate) fn write(&mut self, channel: Channel, bytes: &[u8], time: Time) -> std::io::Result<()> {
         match channel {
             Channel::Stdout => {
@@ -43,16 +43,11 @@ impl Sinks {
                 let shown = self.stderr.shown(bytes, time);
                 if !shown.is_empty() {
                     // The two may be one file or terminal, where their order shows.
-                    self.flush()?;
+                    flush()?;
                 }
                 std::io::stderr().lock().write_all(&shown)
             }
         }
-    }
-
-    /// Lets nothing wait any longer.
-    pub(crate) fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stdout().lock().flush()
     }
 
     /// The end: a terminal gets its own colours back.
@@ -60,12 +55,17 @@ impl Sinks {
         if self.stdout.is_coloured() {
             std::io::stdout().lock().write_all(RESET)?;
         }
-        self.flush()?;
+        flush()?;
         if self.stderr.is_coloured() {
             std::io::stderr().lock().write_all(RESET)?;
         }
         Ok(())
     }
+}
+
+/// Lets nothing wait any longer.
+pub(crate) fn flush() -> std::io::Result<()> {
+    std::io::stdout().lock().flush()
 }
 
 const RESET: &[u8] = b"\x1b[0m";
