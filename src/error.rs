@@ -52,6 +52,26 @@ impl ErrorKind {
         Self::Io,
     ];
 
+    /// What to do next about an error that says nothing more of it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Retry => "Nothing was written. Try again.",
+            Self::Locked => "Nothing was written. See which process holds the lock, then try again.",
+            Self::Reopen => "What was acknowledged is safe. Open the journal anew: that settles the rest.",
+            Self::Corrupt => "`runwal verify` tells what is damaged, and where; it changes nothing.",
+            Self::Unsupported => "Nothing was changed, and nothing is damaged by it.",
+            Self::Misuse => "Nothing was done. See `runwal --help`.",
+            Self::NotFound => "`runwal runs` lists what there is.",
+            Self::Conflict => {
+                "Nothing was written. A run's name is its own for good: choose another, also for a retry."
+            }
+            Self::Full => "No acknowledged record is at stake. Make room, then try again.",
+            Self::Io => {
+                "No acknowledged record is at stake. Mend what the system complains of, then try again."
+            }
+        }
+    }
+
     /// A stable word for scripts.
     pub fn code(self) -> &'static str {
         match self {

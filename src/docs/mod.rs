@@ -4,6 +4,10 @@
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 
+/// Every error a person can meet: what it means, whether data is at stake, what to do next.
+#[doc = include_str!("errors.md")]
+pub mod errors {}
+
 /// What is assumed of the disk, what is promised, what is not, and how it is tested.
 #[doc = include_str!("durability.md")]
 pub mod durability {

@@ -766,5 +766,18 @@ fn every_code_and_every_exit_code_has_its_section() {
     for code in codes {
         assert!(page.contains(&format!("\n| {code} |")), "exit code {code}");
     }
-    assert_eq!(sections.len(), ErrorKind::ALL.len() + 1, "{sections:?}");
+    assert_eq!(sections.len(), ErrorKind::ALL.len(), "{sections:?}");
+    let place = Place::new();
+    fs::write(place.0.path().join("f"), "").unwrap();
+    place.ends(0, &["-q", "run", "--task", "T-016", "--run", "r-1", "--", "true"]);
+    for (code, args) in [
+        (1, &["show", "r-7"][..]),
+        (2, &["run", "--task", "../etc", "--", "true"]),
+        (2, &["run", "--task", "T-016", "--run", "r-1", "--", "true"]),
+        (125, &["--dir", "f", "run", "--", "true"]),
+    ] {
+        let told = text(&place.ends(code, args).stderr);
+        let example = told.strip_suffix("runwal: nothing was started\n").unwrap_or(&told);
+        assert!(page.contains(&format!("```text\n{example}```")), "{args:?}: {example}");
+    }
 }

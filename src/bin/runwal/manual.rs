@@ -169,8 +169,8 @@ const SECTIONS: &[(&str, &[&str])] = &[
         &[
             "Every error says what happened, where, whether data is at stake, and what to do next; with -o json \
              it is one object on standard error, whose code is one of retry, locked, reopen, corrupt, \
-             unsupported, misuse, not_found, conflict, full, io. The page src/docs/errors.md of the source has a \
-             section for each of them.",
+             unsupported, misuse, not_found, conflict, full, io. The page src/docs/errors.md of the source, \
+             runwal::docs::errors of the library's documentation, has a section for each of them.",
         ],
     ),
 ];

@@ -55,13 +55,17 @@ impl Told<'_> {
 
 /// An error on stderr, in words or as one object.
 pub(crate) fn error(error: &Error, json: bool) {
+    tell(error, Some(error.advice().unwrap_or(error.kind().advice())), json);
+}
+
+fn tell(error: &Error, hint: Option<&str>, json: bool) {
     if json {
         let (code, message) = (error.kind().code(), error.message());
-        return Told { code, message, place: error.place(), hint: error.advice() }.json();
+        return Told { code, message, place: error.place(), hint }.json();
     }
     complain(&format!("runwal: {error}"));
-    if let Some(advice) = error.advice() {
-        complain(&format!("        {advice}"));
+    if let Some(hint) = hint {
+        complain(&format!("        {hint}"));
     }
 }
 
@@ -90,7 +94,8 @@ pub(crate) fn damage(damage: &Damage, json: bool) {
         let (from, to) = (damage.from, damage.to);
         complain(&format!("runwal: records {from} to {to} were given up as damaged earlier"));
     } else {
-        error(&damage.to_error(), json);
+        // There may be much of it; one advice for each would bury it.
+        tell(&damage.to_error(), None, json);
     }
 }
 
