@@ -451,6 +451,27 @@ fn the_page_of_a_run_whose_recorder_died_says_how_to_go_on() {
 }
 
 #[test]
+fn artifacts_in_a_form_that_is_not_known_are_shown_as_they_are() {
+    let place = Place::new();
+    let clock = clock();
+    let engine = engine(&place, &clock);
+    for (run, data, expected) in [
+        ("none", r#"{"artifacts":[]}"#, None),
+        ("odd", r#"{"artifacts":{"a\u001bb":1}}"#, Some(r#"{"a\\u001bb":1}"#)),
+        ("more", r#"{"artifacts":[{"path":"log.txt","mode":"0600"}]}"#, Some("log.txt")),
+    ] {
+        let mut run = Recorder::prepare(&engine, request("t", run)).unwrap();
+        let data = JsonText::parse(data).unwrap();
+        let event = Lifecycle { data, ..Lifecycle::new("step_completed", Level::Info, "Done.") };
+        run.append(vec![NewRecord { ends: true, ..Body::Lifecycle(event).into() }]).unwrap();
+        let page = prints(&place, &["show", &run.name().to_string()]);
+        assert_eq!(page.contains("Artifacts"), expected.is_some(), "{page}");
+        assert!(page.contains(expected.unwrap_or_default()), "{page}");
+    }
+    engine.close().unwrap();
+}
+
+#[test]
 fn a_long_list_of_events_is_cut_in_the_middle_and_whole_where_it_is_asked_for() {
     let place = Place::new();
     let clock = clock();
@@ -492,7 +513,13 @@ fn a_torn_tail_is_told_by_the_commands_that_show_a_run() {
     let end = fs::metadata(place.segment(1)).unwrap().len();
     let file = fs::File::options().write(true).open(place.segment(1)).unwrap();
     file.write_all_at(b"half a batch", end).unwrap();
-    for args in [&["show", "t/r"][..], &["checkpoints", "t/r"], &["replay", "t/r"]] {
+    for args in [
+        &["show", "t/r"][..],
+        &["state", "t/r"],
+        &["output", "t/r"],
+        &["checkpoints", "t/r"],
+        &["replay", "t/r"],
+    ] {
         let output = place.ends(4, args);
         assert!(!output.stdout.is_empty() && text(&output.stderr).contains("runwal recover"), "{output:?}");
     }

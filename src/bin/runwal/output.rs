@@ -22,7 +22,7 @@ pub(crate) fn output(global: &Global, args: &OutputArgs) -> Done {
         sink::flush()?;
         if !args.follow || ended || damaged {
             sinks.finish()?;
-            return Ok(if damaged { 3 } else { 0 });
+            return crate::log::finish(&mut log, damaged, global);
         }
         while !log.wait(Duration::from_secs(1))? {}
     }

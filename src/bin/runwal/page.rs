@@ -182,10 +182,7 @@ impl Page {
                 events: Levels { debug, info, warn, error },
             },
             checkpoints: self.checkpoints.iter().collect(),
-            artifacts: self
-                .artifacts
-                .clone()
-                .unwrap_or_else(|| JsonText::of(&[(); 0]).map_or_else(|_| Box::default(), |t| t.raw())),
+            artifacts: self.artifacts.clone().unwrap_or_else(none),
             events: self.events.iter().map(Event::json).collect(),
         };
         let state = self.fold.state().to_compact(self.fold.request());
@@ -356,7 +353,10 @@ impl Page {
             paper.note(&found.file);
         }
         let Some(raw) = &self.artifacts else { return };
-        let all: Vec<Artifact> = serde_json::from_str(raw.get()).unwrap_or_default();
+        let Ok(all) = serde_json::from_str::<Vec<Artifact>>(raw.get()) else {
+            paper.heading("Artifacts, in a form that is not known");
+            return paper.note(&show::shortened(&escape_line(raw.get()), MAX_WORDS));
+        };
         if all.is_empty() {
             return;
         }

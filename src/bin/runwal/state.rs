@@ -26,5 +26,6 @@ pub(crate) fn state(global: &Global, args: &StateArgs) -> Done {
     let mut out = std::io::stdout().lock();
     out.write_all(&fold.state_json())?;
     out.flush()?;
-    Ok(if damage.is_empty() { 0 } else { 3 })
+    drop(out);
+    crate::log::finish(&mut log, !damage.is_empty(), global)
 }
