@@ -445,9 +445,31 @@ fn the_page_of_a_run_whose_recorder_died_says_how_to_go_on() {
         "runwal --dir {} run --task t --step build --attempt 2 -- make 'all targets'\n",
         data.display()
     );
-    assert!(page.contains(&again), "{page}");
+    assert!(page.contains(&again) && page.contains("\nNext\n"), "{page}");
     place.ends(1, &["show", "nobody"]);
     place.ends(2, &["show"]);
+}
+
+#[test]
+fn what_a_worker_took_and_left_running_stands_on_the_page() {
+    let place = Place::new();
+    let clock = clock();
+    let engine = engine(&place, &clock);
+    let mut run = Recorder::prepare(&engine, request("t", "r")).unwrap();
+    let data = r#"{"maxRssBytes":5382144,"userMs":1200,"systemMs":34,"leftRunningCount":3,
+        "leftRunning":[{"pid":4711,"command":"sleep \u001b[2J 60"}]}"#;
+    let data = JsonText::parse(data).unwrap();
+    run.event(Lifecycle { data, ..Lifecycle::new("worker_exited", Level::Error, "Exited.") }).unwrap();
+    run.finish(End::new(Outcome::NeedsHuman, "Look.").exit_code(0)).unwrap();
+    engine.close().unwrap();
+    let page = prints(&place, &["show", "t/r"]);
+    for expected in [
+        "used         1.234 s of processor time, at most 5,256 KiB of memory\n",
+        "left running 4711: sleep \\u{1b}[2J 60\n",
+        "left running 2 more\n",
+    ] {
+        assert!(page.contains(expected), "{expected:?} is not in\n{page}");
+    }
 }
 
 #[test]

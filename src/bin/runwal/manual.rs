@@ -145,6 +145,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "CLICOLOR_FORCE\tColour also where the output is no terminal.",
             "RUNWAL_RUN\tSet for a worker: its run, as task/run.",
             "RUNWAL_ARTIFACTS\tSet for a worker: the directory for files of its own.",
+            "RUNWAL_OUTCOME\tSet for a worker: where it may leave its own word on how it went.",
         ],
     ),
     (

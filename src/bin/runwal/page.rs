@@ -10,7 +10,7 @@ use runwal::clock::Clock;
 use runwal::position::{Seq, Time};
 use runwal::projection::{LogFile, LogTail, RunFold, meta_value};
 use runwal::record::{
-    Body, Channel, JsonText, Level, Lifecycle, Record, RunName, RunPrepared, Status, escape_line,
+    Body, Channel, JsonText, Level, Lifecycle, Record, RunName, RunPrepared, Status, escape_line, event,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -78,6 +78,24 @@ struct Artifact {
     digest: Option<String>,
 }
 
+/// What the recorder noted when the worker exited.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Exited {
+    max_rss_bytes: u64,
+    user_ms: u64,
+    system_ms: u64,
+    left_running: Vec<Left>,
+    left_running_count: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Left {
+    pid: u32,
+    command: String,
+}
+
 /// What is known of a run.
 struct Page {
     name: RunName,
@@ -85,6 +103,7 @@ struct Page {
     requested_at: Time,
     events: Ends<Event>,
     checkpoints: Ends<Taken>,
+    exited: Exited,
     artifacts: Option<Box<RawValue>>,
     tail: LogTail,
     damaged: bool,
@@ -101,6 +120,7 @@ pub(crate) fn show(global: &Global, args: &ShowArgs) -> Done {
         requested_at: Time::default(),
         events: Ends::new(all),
         checkpoints: Ends::new(all),
+        exited: Exited::default(),
         artifacts: None,
         tail: LogTail::new(LAST_LINES, 16 << 10),
         damaged: false,
@@ -135,16 +155,19 @@ impl Page {
         }
         match &record.body {
             Body::Run(_) => self.requested_at = record.created_at,
-            Body::Lifecycle(event) => {
+            Body::Lifecycle(said) => {
+                if said.event == event::WORKER_EXITED {
+                    self.exited = serde_json::from_str(said.data.as_str()).unwrap_or_default();
+                }
                 if record.ends {
-                    let members = event.data.members().unwrap_or_default();
+                    let members = said.data.members().unwrap_or_default();
                     self.artifacts = members.into_iter().find(|(key, _)| key == "artifacts").map(|(_, v)| v);
                 }
                 self.events.push(Event {
                     seq: record.seq,
                     time: record.time,
                     created_at: record.created_at,
-                    said: event.clone(),
+                    said: said.clone(),
                 });
             }
             Body::Chunk(Channel::Stdout, bytes) => self.tail.push(LogFile::Stdout, bytes),
@@ -182,7 +205,10 @@ impl Page {
                 events: Levels { debug, info, warn, error },
             },
             checkpoints: self.checkpoints.iter().collect(),
-            artifacts: self.artifacts.clone().unwrap_or_else(none),
+            artifacts: self
+                .artifacts
+                .clone()
+                .unwrap_or_else(|| RawValue::from_string("[]".to_owned()).unwrap_or_default()),
             events: self.events.iter().map(Event::json).collect(),
         };
         let state = self.fold.state().to_compact(self.fold.request());
@@ -294,6 +320,7 @@ impl Page {
         if !self.fold.ended() {
             paper.field_if("process", state.pid.map(|pid| pid.to_string()));
         }
+        self.used(paper);
         for (i, name) in ["stdout", "stderr"].into_iter().enumerate() {
             let (lines, bytes) = (counts.channel_lines[i], counts.channel_bytes[i]);
             let word = format!("{}, {}", show::count(lines, "line"), show::count(bytes, "byte"));
@@ -307,6 +334,24 @@ impl Page {
         }
         let (records, bytes) = (show::count(counts.records, "record"), show::count(counts.bytes, "byte"));
         paper.field("journal", &format!("{records}, {bytes}"));
+    }
+
+    /// What the worker took, and what it left running.
+    fn used(&self, paper: &mut Paper) {
+        let Exited { max_rss_bytes, user_ms, system_ms, left_running, left_running_count } = &self.exited;
+        if *max_rss_bytes > 0 {
+            let processor = show::duration(user_ms.saturating_add(*system_ms));
+            let memory = show::count(max_rss_bytes.div_ceil(1 << 10), "KiB");
+            let memory = memory.trim_end_matches('s');
+            paper.field("used", &format!("{processor} of processor time, at most {memory} of memory"));
+        }
+        for left in left_running {
+            paper.field("left running", &format!("{}: {}", left.pid, escape_line(&left.command)));
+        }
+        let more = left_running_count.saturating_sub(left_running.len() as u64);
+        if more > 0 {
+            paper.field("left running", &format!("{more} more"));
+        }
     }
 
     fn events(&self, paper: &mut Paper, global: &Global) {
@@ -409,13 +454,14 @@ impl Page {
                 "its working tree",
             ));
         }
-        if !hints.is_empty() {
+        let again =
+            !matches!(state.status, None | Some(Status::Completed | Status::Prepared | Status::Running));
+        let request = self.fold.request().filter(|request| again && !request.command.is_empty());
+        if !hints.is_empty() || request.is_some() {
             paper.heading("Next");
             paper.hints(&hints);
         }
-        let again =
-            !matches!(state.status, None | Some(Status::Completed | Status::Prepared | Status::Running));
-        if let Some(request) = self.fold.request().filter(|request| again && !request.command.is_empty()) {
+        if let Some(request) = request {
             let from = if diff.is_some() { " from what was restored" } else { "" };
             paper.lead(&format!("The next attempt{from}:"));
             paper.plain(&show::shortened(&next_attempt(&tool, request, diff.is_some()), MAX_WORDS));
