@@ -48,7 +48,7 @@ fn missing(args: &RestoreArgs, run: &RunInfo, undamaged: bool) -> Error {
         let message = format!("there is no {what} among the records of run {} that can be read", run.name);
         return Error::corrupt_data(message, "`runwal verify` tells what is damaged.");
     }
-    let advice = format!("`runwal log {} --kind checkpoint` lists what there is.", run.name);
+    let advice = format!("`runwal checkpoints {}` lists what there is.", run.name);
     Error::not_found(format!("run {} has no {what}", run.name), advice)
 }
 
