@@ -159,6 +159,7 @@ pub(super) enum Came {
     Answer(Answer),
     /// It failed, with this reason.
     Failed(String),
+    #[cfg(feature = "tokio")]
     TimedOut,
     Cancelled,
 }
@@ -213,6 +214,7 @@ impl OpenStep {
         let (word, answer) = match came {
             Came::Answer(answer) => ("answered", answer),
             Came::Failed(why) => ("failed", failed(Outcome::Failed, why)),
+            #[cfg(feature = "tokio")]
             Came::TimedOut => ("timed_out", failed(Outcome::Failed, format!("Timed out {after}."))),
             Came::Cancelled => ("cancelled", failed(Outcome::Cancelled, format!("Cancelled {after}."))),
         };
