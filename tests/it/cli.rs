@@ -223,6 +223,7 @@ fn syncs(place: &Place, script: &str) -> u64 {
         .arg("--dir")
         .arg(place.data())
         .args(["-q", "run", "--", "sh", "-c", script])
+        .current_dir(place.0.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status()
