@@ -14,9 +14,11 @@
 //! # Where to begin
 //!
 //! * [`engine::Engine`] opens a data directory for writing, [`engine::Log`] for reading.
-//! * [`run::record_process`] records a child process; [`run::Recorder`] a run of your own making.
+//! * [`run::record_process`] records a child process, [`run::run_step`] a step by an
+//!   [`run::Executor`], [`run::Recorder`] a run of your own making; `run::Steps` many of them at once.
 //! * [`format`](mod@format) is the on-disk contract, [`docs::durability`] what is assumed and
-//!   promised, [`docs::architecture`] the map of the code.
+//!   promised, [`docs::recorder`] what recording a process means, [`docs::architecture`] the map of
+//!   the code.
 //!
 //! ```
 //! use runwal::engine::{Engine, Log, Options};
@@ -50,7 +52,8 @@
 //! | feature | adds |
 //! |---|---|
 //! | `cli` (default) | the command-line tool |
-//! | `tokio` | `async_engine::AsyncEngine` |
+//! | `terminal` (with `cli`) | workers in the foreground of a terminal, and on pseudo-terminals |
+//! | `tokio` | `async_engine::AsyncEngine`, `run::Steps` |
 //! | `testing` | a simulated disk, a crash explorer and the conformance suite for disks |
 
 #[cfg(not(target_pointer_width = "64"))]

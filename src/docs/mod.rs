@@ -14,3 +14,7 @@ pub mod durability {
     #[doc = include_str!("verdicts.md")]
     pub mod verdicts {}
 }
+
+/// What recording a process means: terminals, signals, the end, the worker's own word, the git diff.
+#[doc = include_str!("recorder.md")]
+pub mod recorder {}
