@@ -1,7 +1,7 @@
 //! The checkpoints that are taken between a worker's end and the run's.
 
+use super::cancel::Cancel;
 use super::git::{Budget, Checkout, Content, MAX_PATCH_LEN, TIME_LIMIT};
-use super::process::Cancel;
 use super::recorder::{Recorder, RunRequest};
 use super::started::warning;
 use super::word::Expected;

@@ -2,6 +2,7 @@
 //! own, and [`record_process`] for a child process. [`restore_git_diff`] brings a working tree back
 //! to where a run left it.
 
+mod cancel;
 mod checkpoints;
 mod git;
 mod process;
@@ -12,9 +13,10 @@ mod step;
 mod steps;
 mod word;
 
+pub use cancel::Cancel;
 pub use checkpoints::Checkpoints;
 pub use git::{Restored, restore_git_diff};
-pub use process::{Cancel, Discard, Output, ProcessOptions, ProcessResult, Terminal, record_process};
+pub use process::{Discard, Output, ProcessOptions, ProcessResult, Terminal, record_process};
 #[cfg(feature = "terminal")]
 pub use process::{Foreground, Pseudo};
 pub use recorder::{Artifact, End, Outcome, Recorder, RunRequest, RunResult, Taken};

@@ -1,7 +1,7 @@
 //! A step that an executor of the embedder's does: anything that can be called.
 
+use super::cancel::Cancel;
 use super::checkpoints::{AtEnd, Checkpoints};
-use super::process::Cancel;
 use super::recorder::{Artifact, End, Outcome, Recorder, RunRequest, RunResult};
 use super::started::{StartedData, warning};
 use super::word::Places;

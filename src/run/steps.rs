@@ -1,8 +1,9 @@
 //! Steps for asynchronous callers: many at once, under a limit, each of them recorded to its end
 //! whatever becomes of the future that waits for it.
 
+use super::cancel::Cancel;
 use super::checkpoints::Checkpoints;
-use super::process::{Cancel, Output, ProcessOptions, ProcessResult, record_process};
+use super::process::{Output, ProcessOptions, ProcessResult, record_process};
 use super::recorder::{Recorder, RunRequest, RunResult};
 use super::step::{Answer, Came, ExecutorError, OpenStep, artifacts_of, panic_text};
 use crate::engine::{Engine, Receipt};

@@ -14,6 +14,7 @@ use self::ended::Ended;
 use self::pipeline::{Pipeline, journal};
 use self::watch::{Sinks, watch};
 use self::worker::{Limits, Start, Started, Worker, end_at_once};
+use super::cancel::Cancel;
 use super::checkpoints::{AtEnd, Checkpoints};
 use super::recorder::{End, Outcome, Recorder, RunRequest, RunResult};
 use super::started::{StartedData, warning};
@@ -23,12 +24,10 @@ use crate::engine::{Engine, NewRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::processes::{Identity, RECORDER_VARIABLE, RUN_VARIABLE, identity, left_of};
 use crate::record::{Channel, event};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::Signal;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 pub use terminal::Terminal;
 #[cfg(feature = "terminal")]
@@ -64,74 +63,6 @@ pub struct ProcessResult {
     pub start_error: Option<std::io::Error>,
     /// Whether it was ended because its time was up.
     pub timed_out: bool,
-}
-
-/// Asks a step to stop, from any thread or signal handler's thread.
-#[derive(Debug, Clone)]
-pub struct Cancel(Arc<CancelInner>);
-
-#[derive(Debug)]
-struct CancelInner {
-    signal: AtomicI32,
-    count: AtomicU32,
-    #[cfg(feature = "tokio")]
-    told: tokio::sync::Notify,
-    wake: OwnedFd,
-}
-
-impl Cancel {
-    /// A handle that has asked for nothing yet.
-    pub fn new() -> Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| Error::io("making an event descriptor", e.into()))?;
-        Ok(Self(Arc::new(CancelInner {
-            signal: AtomicI32::new(0),
-            count: AtomicU32::new(0),
-            #[cfg(feature = "tokio")]
-            told: tokio::sync::Notify::new(),
-            wake,
-        })))
-    }
-
-    /// Hands a signal on to the worker, by its number (15 is SIGTERM); the run will end as
-    /// cancelled, by force once the grace is over.
-    pub fn cancel(&self, signal: i32) {
-        self.0.signal.store(signal, Ordering::SeqCst);
-        self.0.count.fetch_add(1, Ordering::SeqCst);
-        let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
-        #[cfg(feature = "tokio")]
-        self.0.told.notify_waiters();
-    }
-
-    /// Whether a stop was asked for.
-    pub fn is_cancelled(&self) -> bool {
-        self.count() > 0
-    }
-
-    /// How often a stop was asked for.
-    pub(super) fn count(&self) -> u32 {
-        self.0.count.load(Ordering::SeqCst)
-    }
-
-    /// Waits until a stop is asked for.
-    #[cfg(feature = "tokio")]
-    pub async fn cancelled(&self) {
-        let mut told = std::pin::pin!(self.0.told.notified());
-        told.as_mut().enable();
-        if !self.is_cancelled() {
-            told.await;
-        }
-    }
-
-    fn wake(&self) -> BorrowedFd<'_> {
-        self.0.wake.as_fd()
-    }
-
-    fn take(&self) -> Option<i32> {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.0.wake, &mut count);
-        Some(self.0.signal.swap(0, Ordering::SeqCst)).filter(|signal| *signal != 0)
-    }
 }
 
 /// How to run the process.
@@ -297,7 +228,7 @@ impl Job<'_> {
                 .map_err(|e| Error::io("starting the journal thread", e));
             let watched = match (&journal, &worker) {
                 (Ok(_), Ok(worker)) => {
-                    terminal.give(worker);
+                    terminal.give(worker.pid, &|| worker.signal(Signal::CONT));
                     let guard = || worker.guard(clock, cancel, &pipeline, self.options, &limits, &suspend);
                     let mut sinks = Sinks { clock, pipeline: &pipeline, output };
                     let input = || {

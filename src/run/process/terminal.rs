@@ -5,9 +5,9 @@ mod foreground;
 #[cfg(feature = "terminal")]
 mod pseudo;
 
-use super::worker::Worker;
 use crate::engine::NewRecord;
 use crate::run::started::WindowSize;
+use rustix::process::Pid;
 use std::os::fd::OwnedFd;
 
 /// How a worker stands to the terminal.
@@ -77,13 +77,13 @@ impl Terminal {
         let _ = exit;
     }
 
-    /// Gives the terminal to a worker that was just started.
-    pub(super) fn give(&self, worker: &Worker) {
+    /// Gives the terminal to a worker's group, and has it go on.
+    pub(super) fn give(&self, worker: Option<Pid>, go_on: &dyn Fn()) {
         #[cfg(feature = "terminal")]
         if let Self::Foreground(foreground) = self {
-            foreground.give(worker);
+            foreground.give(worker, go_on);
         }
-        let _ = worker;
+        let _ = (worker, go_on);
     }
 
     /// Takes the terminal back from a worker that is gone.
@@ -105,12 +105,12 @@ impl Terminal {
 
     /// Stops this process as the worker was stopped, and lets both go on together. What stops is
     /// run within `pause`, where no commit is under way.
-    pub(super) fn suspend(&self, worker: &Worker, pause: &dyn Fn(&dyn Fn())) {
+    pub(super) fn suspend(&self, worker: Option<Pid>, go_on: &dyn Fn(), pause: &dyn Fn(&dyn Fn())) {
         #[cfg(feature = "terminal")]
         if let Self::Foreground(foreground) = self {
-            foreground.suspend(worker, pause);
+            foreground.suspend(worker, go_on, pause);
         }
-        let _ = (worker, pause);
+        let _ = (worker, go_on, pause);
     }
 
     /// The size of the worker's own window.

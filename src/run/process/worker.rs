@@ -1,11 +1,12 @@
 //! The worker as a process: starting it, watching over it, ending it.
 
+use super::ProcessOptions;
 use super::ended::Ended;
 use super::pipeline::Pipeline;
 use super::terminal::Terminal;
-use super::{Cancel, ProcessOptions};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::run::cancel::Cancel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid};
 use std::ffi::{OsStr, OsString};
@@ -178,7 +179,7 @@ impl Worker {
                 self.signal(Signal::KILL);
             }
             if options.terminal.is_foreground() && self.was_stopped() {
-                options.terminal.suspend(self, suspend);
+                options.terminal.suspend(self.pid, &|| self.signal(Signal::CONT), suspend);
             }
             if let Some(record) = options.terminal.resized() {
                 pipeline.push(clock, vec![record], false);

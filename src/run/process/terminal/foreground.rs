@@ -1,6 +1,5 @@
 //! Lending a worker the terminal of this process.
 
-use crate::run::process::worker::Worker;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal as NixSignal};
 use rustix::process::{Pid, Signal, getpgid, getpgrp, getppid, getsid, kill_process};
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
@@ -43,13 +42,13 @@ impl Foreground {
         let _ = before.thread_set_mask();
     }
 
-    pub(super) fn give(&self, worker: &Worker) {
-        *self.0.worker.lock().unwrap_or_else(PoisonError::into_inner) = worker.pid;
-        if let Some(group) = worker.pid.filter(|_| self.holder() == Some(self.0.own)) {
+    pub(super) fn give(&self, worker: Option<Pid>, go_on: &dyn Fn()) {
+        *self.0.worker.lock().unwrap_or_else(PoisonError::into_inner) = worker;
+        if let Some(group) = worker.filter(|_| self.holder() == Some(self.0.own)) {
             self.put(group);
         }
         // It may have asked for the terminal before it had it, and been stopped for that.
-        worker.signal(Signal::CONT);
+        go_on();
     }
 
     pub(super) fn take_back(&self) {
@@ -59,7 +58,7 @@ impl Foreground {
         }
     }
 
-    pub(super) fn suspend(&self, worker: &Worker, pause: &dyn Fn(&dyn Fn())) {
+    pub(super) fn suspend(&self, worker: Option<Pid>, go_on: &dyn Fn(), pause: &dyn Fn(&dyn Fn())) {
         self.take_back();
         if let Some(waiting) = those_who_wait() {
             for process in waiting {
@@ -70,7 +69,7 @@ impl Foreground {
                 let _ = nix::sys::signal::raise(NixSignal::SIGSTOP);
             });
         }
-        self.give(worker);
+        self.give(worker, go_on);
     }
 }
 

@@ -1,0 +1,75 @@
+//! How a step is asked to stop.
+
+use crate::error::{Error, Result};
+use rustix::event::{EventfdFlags, eventfd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+/// Asks a step to stop, from any thread or signal handler's thread.
+#[derive(Debug, Clone)]
+pub struct Cancel(Arc<CancelInner>);
+
+#[derive(Debug)]
+struct CancelInner {
+    signal: AtomicI32,
+    count: AtomicU32,
+    #[cfg(feature = "tokio")]
+    told: tokio::sync::Notify,
+    wake: OwnedFd,
+}
+
+impl Cancel {
+    /// A handle that has asked for nothing yet.
+    pub fn new() -> Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::io("making an event descriptor", e.into()))?;
+        Ok(Self(Arc::new(CancelInner {
+            signal: AtomicI32::new(0),
+            count: AtomicU32::new(0),
+            #[cfg(feature = "tokio")]
+            told: tokio::sync::Notify::new(),
+            wake,
+        })))
+    }
+
+    /// Hands a signal on to the worker, by its number (15 is SIGTERM); the run will end as
+    /// cancelled, by force once the grace is over.
+    pub fn cancel(&self, signal: i32) {
+        self.0.signal.store(signal, Ordering::SeqCst);
+        self.0.count.fetch_add(1, Ordering::SeqCst);
+        let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
+        #[cfg(feature = "tokio")]
+        self.0.told.notify_waiters();
+    }
+
+    /// Whether a stop was asked for.
+    pub fn is_cancelled(&self) -> bool {
+        self.count() > 0
+    }
+
+    /// How often a stop was asked for.
+    pub(super) fn count(&self) -> u32 {
+        self.0.count.load(Ordering::SeqCst)
+    }
+
+    /// Waits until a stop is asked for.
+    #[cfg(feature = "tokio")]
+    pub async fn cancelled(&self) {
+        let mut told = std::pin::pin!(self.0.told.notified());
+        told.as_mut().enable();
+        if !self.is_cancelled() {
+            told.await;
+        }
+    }
+
+    pub(super) fn wake(&self) -> BorrowedFd<'_> {
+        self.0.wake.as_fd()
+    }
+
+    pub(super) fn take(&self) -> Option<i32> {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.0.wake, &mut count);
+        Some(self.0.signal.swap(0, Ordering::SeqCst)).filter(|signal| *signal != 0)
+    }
+}
