@@ -74,6 +74,13 @@ impl Terminal {
         self.expect(said);
     }
 
+    /// Kills the process whose id stands in a file.
+    fn kill(&self, file: &str) -> bool {
+        let kill = format!("kill -KILL $(cat {file})");
+        let done = std::process::Command::new("sh").args(["-c", &kill]).current_dir(self.dir.path()).status();
+        done.unwrap().success()
+    }
+
     fn state(&mut self, key: &str) -> String {
         let state = std::process::Command::new(env!("CARGO_BIN_EXE_runwal"))
             .args(["state", "@last"])
@@ -172,6 +179,24 @@ fn a_worker_in_the_background_stops_when_it_wants_to_read() {
     terminal.expect("got abc");
     terminal.expect(PROMPT);
     assert_eq!(terminal.state("status"), "completed");
+}
+
+/// Also where the worker, a shell, had given it to a job of its own and was killed then: what comes
+/// next in a script can read.
+#[test]
+fn the_terminal_comes_back_from_whoever_has_it() {
+    let mut terminal = Terminal::new();
+    let inner = "echo $$ > pid; sh -c 'echo $$ > job; echo begun; exec sleep 1000'";
+    let outer = "$RUNWAL -q run -- bash --norc -i inner; read x; echo got $x";
+    for (name, script) in [("inner", inner), ("outer", outer)] {
+        terminal.line(&format!("cat > {name} <<'END'\n{script}\nEND"));
+    }
+    terminal.begin("sh outer", "begun");
+    assert!(terminal.kill("pid"));
+    terminal.send("abc\n");
+    terminal.expect("got abc");
+    terminal.expect(PROMPT);
+    assert!(terminal.kill("job"), "it stays, and is named");
 }
 
 /// What reads the recorder's output needs the terminal for its keys.

@@ -4,7 +4,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal as NixSignal};
 use rustix::process::{Pid, Signal, getpgid, getpgrp, getppid, getsid, kill_process};
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The terminal of this process, to be lent to a worker.
 #[derive(Debug, Clone)]
@@ -14,7 +15,7 @@ pub struct Foreground(Arc<Inner>);
 struct Inner {
     terminal: OwnedFd,
     own: Pid,
-    worker: Mutex<Option<Pid>>,
+    lent: AtomicBool,
 }
 
 impl Foreground {
@@ -25,7 +26,7 @@ impl Foreground {
         // Of a terminal that is not the controlling one this is an error.
         let terminal = standard.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
         let terminal = terminal.try_clone_to_owned().ok()?;
-        Some(Self(Arc::new(Inner { terminal, own: getpgrp(), worker: Mutex::new(None) })))
+        Some(Self(Arc::new(Inner { terminal, own: getpgrp(), lent: AtomicBool::new(false) })))
     }
 
     fn holder(&self) -> Option<Pid> {
@@ -43,17 +44,19 @@ impl Foreground {
     }
 
     pub(super) fn give(&self, worker: Option<Pid>, go_on: &dyn Fn()) {
-        *self.0.worker.lock().unwrap_or_else(PoisonError::into_inner) = worker;
         if let Some(group) = worker.filter(|_| self.holder() == Some(self.0.own)) {
+            self.0.lent.store(true, Ordering::SeqCst);
             self.put(group);
         }
         // It may have asked for the terminal before it had it, and been stopped for that.
         go_on();
     }
 
+    /// Takes it from whatever group has it that the worker may have given it to, but not from the
+    /// shell that took it itself while we were stopped.
     pub(super) fn take_back(&self) {
-        let worker = *self.0.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        if worker.is_some() && self.holder() == worker {
+        let shell = getsid(None).and_then(|leader| getpgid(Some(leader))).ok();
+        if self.0.lent.swap(false, Ordering::SeqCst) && self.holder() != shell {
             self.put(self.0.own);
         }
     }
