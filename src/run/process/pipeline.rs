@@ -16,6 +16,9 @@ use std::time::Duration;
 const MAX_UNWRITTEN_LEN: usize = 16 << 20;
 /// How much goes into one batch.
 const BATCH_LEN: usize = 7 << 20;
+/// What a record counts beside its bytes: so much that a batch of this length has no more records
+/// than the journal takes in one, which are 65,536, also where it carries the end of the run.
+const RECORD_LEN: usize = 128;
 /// How long the first chunk waits for others to share its sync.
 const GATHER: Duration = Duration::from_millis(20);
 /// From how many bytes on it does not wait any longer.
@@ -139,11 +142,12 @@ impl Pipeline {
 }
 
 fn record_len(record: &NewRecord) -> usize {
-    64 + match &record.body {
-        Body::Chunk(_, bytes) => bytes.len(),
-        Body::Lifecycle(event) => event.message.len() + event.data.as_str().len(),
-        _ => 64,
-    }
+    RECORD_LEN
+        + match &record.body {
+            Body::Chunk(_, bytes) => bytes.len(),
+            Body::Lifecycle(event) => event.message.len() + event.data.as_str().len(),
+            _ => 64,
+        }
 }
 
 /// The journaling thread: batches until the pipeline is closed or the journal fails. The next batch
@@ -176,4 +180,36 @@ pub(super) fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Rec
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::System;
+    use crate::engine::{Engine, Options};
+    use crate::record::{Channel, Id};
+    use crate::run::recorder::{End, Outcome, RunRequest};
+
+    /// However little each piece has that was read while the journal was busy: what is left over
+    /// for the batch that ends the run, and what is not.
+    #[test]
+    fn many_small_pieces_fit_into_the_batches_they_come_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let (engine, _) = Engine::open(dir.path().join("data"), Options::default()).unwrap();
+        let id = |text: &str| Id::new(text).unwrap();
+        for (run, pieces) in [("rest", 50_000), ("most", 66_000), ("more", 110_000)] {
+            let request = RunRequest::new(id("t"), id(run), id("s"));
+            let mut recorder = Recorder::prepare(&engine, request).unwrap();
+            let pipeline = Pipeline::default();
+            let piece = || Body::Chunk(Channel::Stdout, b"x".to_vec()).into();
+            pipeline.push(&System, (0..pieces).map(|_| piece()).collect(), true);
+            pipeline.close();
+            journal(&pipeline, &System, &mut recorder);
+            assert!(pipeline.take_failure().is_none(), "{run}");
+            let end = End::new(Outcome::Completed, "Done.").after(pipeline.take_rest());
+            let result = recorder.finish(end).unwrap();
+            assert_eq!(result.counts.channel_bytes, [pieces, 0], "{run}");
+        }
+        engine.close().unwrap();
+    }
 }
