@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
@@ -84,7 +85,7 @@ impl OsDisk {
         let (fd, _) = self
             .open_or_make(name, Open::CreateNew, OFlags::RDWR | OFlags::NONBLOCK)
             .map_err(|e| self.error("making", name, e))?;
-        let copy = OsFile { fd, name: self.path.join(name) };
+        let copy = OsFile { fd, name: self.path.join(name), locked: AtomicBool::new(false) };
         let (mut buffer, mut done) = (vec![0; 1 << 20], 0);
         loop {
             let read = retry(|| rustix::io::read(&source, &mut buffer)).map_err(error)?;
@@ -184,7 +185,7 @@ impl Disk for OsDisk {
             Open::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
         };
         let (fd, made) = self.open_or_make(name, how, flags).map_err(|e| self.error("opening", name, e))?;
-        let file = OsFile { fd, name: self.path.join(name) };
+        let file = OsFile { fd, name: self.path.join(name), locked: AtomicBool::new(false) };
         if how != Open::Directory {
             let kind = file.stat()?.kind;
             if kind != Kind::File {
@@ -322,6 +323,7 @@ impl Disk for OsDisk {
 struct OsFile {
     fd: OwnedFd,
     name: PathBuf,
+    locked: AtomicBool,
 }
 
 impl OsFile {
@@ -372,18 +374,32 @@ impl File for OsFile {
 
     fn try_lock(&self) -> Result<bool> {
         match retry(|| fs::flock(&self.fd, FlockOperation::NonBlockingLockExclusive)) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.locked.store(true, Ordering::Relaxed);
+                Ok(true)
+            }
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(e) => Err(self.error("locking", e)),
         }
     }
 
     fn unlock(&self) -> Result<()> {
+        self.locked.store(false, Ordering::Relaxed);
         fs::flock(&self.fd, FlockOperation::Unlock).map_err(|e| self.error("unlocking", e))
     }
 
     fn drop_cache(&self) -> Result<()> {
         fs::fadvise(&self.fd, 0, None, fs::Advice::DontNeed).map_err(|e| self.error("advising on", e))
+    }
+}
+
+impl Drop for OsFile {
+    /// Closing alone would leave the lock with the descriptors that a process has which another
+    /// thread is starting at this moment, until that is another program.
+    fn drop(&mut self) {
+        if self.locked.load(Ordering::Relaxed) {
+            let _ = fs::flock(&self.fd, FlockOperation::Unlock);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use runwal::testing::conformance;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const EIO: i32 = 5;
 const ENOTDIR: i32 = 20;
@@ -30,6 +31,29 @@ fn the_operating_system_conforms() {
         let (dir, one, other) = os_pair();
         dirs.borrow_mut().push(dir);
         (Arc::new(one), Arc::new(other))
+    });
+}
+
+/// A process that another thread is starting has, until it is another program, everything that was
+/// open: also the lock that is given up in that moment by closing its file.
+#[test]
+fn a_lock_that_is_dropped_is_free_at_once_also_while_processes_are_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = OsDisk::open(dir.path()).unwrap();
+    let starting = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..150 {
+                    assert!(std::process::Command::new("true").status().unwrap().success());
+                }
+                starting.store(false, Ordering::SeqCst);
+            });
+        }
+        while starting.load(Ordering::SeqCst) {
+            let file = disk.open("lock", Open::WriteOrCreate).unwrap();
+            assert!(file.try_lock().unwrap(), "somebody has it");
+        }
     });
 }
 
