@@ -22,12 +22,16 @@ pub use crate::journal::Receipt;
 use crate::journal::live::Alive;
 use crate::journal::{Batch, Damage, Draft, Journal, JournalOptions, Target};
 use crate::position::{Seq, StreamId, Time};
+use crate::projection::{LogTail, RunFold};
 use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
 use publisher::Publisher;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+
+/// The most bytes of a `log_tail` checkpoint.
+const MAX_LOG_TAIL_LEN: usize = 512 << 10;
 
 /// Settings of an engine.
 #[derive(Debug, Clone)]
@@ -41,6 +45,11 @@ pub struct Options {
     /// Whether to bring projected files to the disk. Default: yes. The journal has everything
     /// either way.
     pub publish: bool,
+    /// How many lines a `log_tail` checkpoint has at most. Default: 200.
+    pub log_tail_lines: usize,
+    /// How many bytes it has at most. Default: 64 KiB; at most 512 KiB, so that it fits into the
+    /// batch that ends a run.
+    pub log_tail_bytes: usize,
 }
 
 impl Default for Options {
@@ -50,6 +59,8 @@ impl Default for Options {
             end_orphans: true,
             orphan_grace: Duration::from_secs(2),
             publish: true,
+            log_tail_lines: LogTail::LINES,
+            log_tail_bytes: LogTail::BYTES,
         }
     }
 }
@@ -125,6 +136,7 @@ struct Inner {
     world: World,
     recorder: [u8; 16],
     boot: [u8; 16],
+    log_tail: (usize, usize),
     publisher: OnceLock<Arc<Publisher>>,
     alive: Mutex<Option<Alive>>,
     closed: AtomicBool,
@@ -143,6 +155,12 @@ impl Engine {
 
     /// The same in a world of the caller's.
     pub fn open_in(world: World, options: Options) -> Result<(Self, Report)> {
+        let log_tail = (options.log_tail_lines, options.log_tail_bytes);
+        if log_tail.1 > MAX_LOG_TAIL_LEN {
+            let message =
+                format!("a log tail of {} bytes is over the limit of {MAX_LOG_TAIL_LEN}", log_tail.1);
+            return Err(Error::misuse(message));
+        }
         let World { disk, clock, entropy } = world.clone();
         let (journal, opened) = Journal::open(Arc::clone(&disk), clock, entropy, options.journal)?;
         let recorder = world.entropy.id()?;
@@ -153,6 +171,7 @@ impl Engine {
             world,
             recorder,
             boot,
+            log_tail,
             publisher: OnceLock::new(),
             alive: Mutex::new(Some(alive)),
             closed: AtomicBool::new(false),
@@ -275,6 +294,11 @@ impl Engine {
     /// Waits until the files of a run show everything up to `receipt`.
     pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
         self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.last))
+    }
+
+    /// A fold that keeps as much of the last output as this engine's log tails have.
+    pub(crate) fn new_fold(&self) -> RunFold {
+        RunFold::with_tail(self.0.log_tail.0, self.0.log_tail.1)
     }
 
     /// Publishes a run no longer than what is durable now.

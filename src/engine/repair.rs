@@ -9,7 +9,6 @@ use crate::journal::live::Dead;
 use crate::journal::{OpenReport, Verdict};
 use crate::position::{Position, Seq, StreamId};
 use crate::processes::{Identity, end_orphans};
-use crate::projection::RunFold;
 use crate::projection::publish::{
     Rebuilt, TICKS_FOLDER, lock_folder, looks_right, rebuild_run, rebuild_ticks,
 };
@@ -131,7 +130,7 @@ fn end_run(
     name: &RunName,
 ) -> Result<Option<InterruptedRun>> {
     let mut worker = None;
-    let mut fold = RunFold::new();
+    let mut fold = engine.new_fold();
     log.stream(stream, Seq(1), &mut |record| {
         if let Body::Lifecycle(happened) = &record.body
             && happened.event == event::WORKER_STARTED

@@ -126,6 +126,11 @@ impl RunFold {
         }
     }
 
+    /// The same for one that keeps so many of the last lines and bytes of the output.
+    pub fn with_tail(max_lines: usize, max_bytes: usize) -> Self {
+        Self { tail: LogTail::new(max_lines, max_bytes), ..Self::new() }
+    }
+
     /// The same for one that is never asked for the last lines of the output.
     pub fn for_state() -> Self {
         Self { keeps_tail: false, ..Self::new() }

@@ -264,7 +264,7 @@ impl Recorder {
             parent: request.parent,
             renderer: RENDERER,
         };
-        let mut fold = RunFold::new();
+        let mut fold = engine.new_fold();
         let first = NewRecord { created_at: Some(created), ..Body::Run(Box::new(run.clone())).into() };
         preview(&mut fold, &first, now);
         let then = first_records(&run, request.term, created, &fold)?;
