@@ -15,6 +15,7 @@ mod crash;
 mod damage;
 mod decoder;
 mod disk;
+mod domain;
 mod engine;
 mod format;
 mod git;
