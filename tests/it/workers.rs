@@ -66,7 +66,7 @@ fn workers_are_recorded_as_they_are() {
         ("read x; echo \"got $x\"; exit 9", "failed", None),
     ];
     for (n, (script, status, signal)) in table.into_iter().enumerate() {
-        let run = format!("r{n}");
+        let run = format!("kind-of-worker-{n}");
         let (plain, ours) = (bare(&place, script), recorded(&place, &run, &[], &["bash", "-c", script]));
         use std::os::unix::process::ExitStatusExt;
         let code = plain.status.code().unwrap_or_else(|| 128 + plain.status.signal().unwrap());
@@ -84,7 +84,7 @@ fn workers_are_recorded_as_they_are() {
         let exit_code = plain.status.code().map_or(Value::Null, Into::into);
         assert_eq!((&state["status"], &state["exitCode"]), (&status.into(), &exit_code), "{script}");
         assert_eq!(state["signal"], signal.map_or(Value::Null, Into::into), "{script}");
-        assert!(processes_of(&format!("t/{run}")).is_empty(), "{script}");
+        assert!(processes_of(&run).is_empty(), "{script}");
     }
     place.ends(0, &["verify", "--deep"]);
 }
@@ -111,13 +111,14 @@ fn what_cannot_be_started_is_a_failed_run() {
 fn a_worker_that_does_not_hear_is_ended_after_its_grace_with_all_it_started() {
     let place = Place::new();
     let script = "trap '' TERM; sleep 1000 & echo on; while :; do wait; done";
-    let output = recorded(&place, "r", &["--timeout", "100ms", "--grace", "100ms"], &["bash", "-c", script]);
+    let output =
+        recorded(&place, "deaf-worker", &["--timeout", "100ms", "--grace", "100ms"], &["bash", "-c", script]);
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(124), "on\n"));
-    let state = state(&place, "r");
+    let state = state(&place, "deaf-worker");
     assert_eq!((&state["status"], &state["signal"]), (&"failed".into(), &"SIGKILL".into()));
     assert!(state["summary"].as_str().unwrap().starts_with("Timed out after"), "{state}");
-    assert_eq!(event(&place, "r", "worker_exited")["data"]["outcome"], "timed_out");
-    assert!(processes_of("t/r").is_empty());
+    assert_eq!(event(&place, "deaf-worker", "worker_exited")["data"]["outcome"], "timed_out");
+    assert!(processes_of("deaf-worker").is_empty());
 }
 
 #[test]
