@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStringExt;
 struct Show;
 
 impl Output for Show {
-    fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self, channel: Channel, bytes: &[u8], _: &dyn Fn() -> bool) -> std::io::Result<()> {
         match channel {
             Channel::Stdout => std::io::stdout().write_all(bytes),
             Channel::Stderr => std::io::stderr().write_all(bytes),

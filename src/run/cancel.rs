@@ -13,6 +13,7 @@ pub struct Cancel(Arc<CancelInner>);
 #[derive(Debug)]
 struct CancelInner {
     signal: AtomicI32,
+    last: AtomicI32,
     count: AtomicU32,
     #[cfg(feature = "tokio")]
     told: tokio::sync::Notify,
@@ -26,6 +27,7 @@ impl Cancel {
             .map_err(|e| Error::io("making an event descriptor", e.into()))?;
         Ok(Self(Arc::new(CancelInner {
             signal: AtomicI32::new(0),
+            last: AtomicI32::new(0),
             count: AtomicU32::new(0),
             #[cfg(feature = "tokio")]
             told: tokio::sync::Notify::new(),
@@ -37,10 +39,22 @@ impl Cancel {
     /// cancelled, by force once the grace is over.
     pub fn cancel(&self, signal: i32) {
         self.0.signal.store(signal, Ordering::SeqCst);
+        self.interrupted(signal);
+    }
+
+    /// Notes that a signal reached the worker by itself, as Ctrl-C does where both share a process
+    /// group: what of the step is not its worker's doing is stopped.
+    pub fn interrupted(&self, signal: i32) {
+        self.0.last.store(signal, Ordering::SeqCst);
         self.0.count.fetch_add(1, Ordering::SeqCst);
         let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
         #[cfg(feature = "tokio")]
         self.0.told.notify_waiters();
+    }
+
+    /// The signal that was asked for last, by its number; 0 for none.
+    pub fn signal(&self) -> i32 {
+        self.0.last.load(Ordering::SeqCst)
     }
 
     /// Whether a stop was asked for.

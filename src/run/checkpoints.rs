@@ -46,14 +46,15 @@ pub(super) struct AtEnd {
 
 impl AtEnd {
     /// Looks around before the worker runs.
-    pub(super) fn look(engine: &Engine, request: &RunRequest, asked: &Checkpoints) -> Self {
+    pub(super) fn look(engine: &Engine, request: &RunRequest, asked: &Checkpoints, cancel: &Cancel) -> Self {
         let mut found = Self { engine: engine.clone(), asked: asked.clone(), checkout: None, test: None };
         if !request.checkpoints {
             return found;
         }
         let tree = request.working_tree.as_deref().map(OsStr::from_bytes).map(Path::new);
         if let Some(tree) = tree.filter(|tree| asked.git_diff && may_be_in_a_checkout(tree)) {
-            let budget = Budget::new(&*engine.world().clock, asked.git_diff_time, &|| false);
+            let stop = || cancel.is_cancelled();
+            let budget = Budget::new(&*engine.world().clock, asked.git_diff_time, &stop);
             found.checkout = Checkout::find(tree, &budget).map_err(|error| error.to_string()).transpose();
         }
         found.test = asked.test_output.as_ref().map(|file| {

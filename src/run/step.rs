@@ -136,7 +136,7 @@ pub fn run_step(
     checkpoints: &Checkpoints,
     cancel: &Cancel,
 ) -> Result<RunResult> {
-    let mut open = OpenStep::begin(engine, request, checkpoints)?;
+    let mut open = OpenStep::begin(engine, request, checkpoints, cancel)?;
     let OpenStep { recorder, request, .. } = &mut open;
     let artifacts = artifacts_of(engine, recorder);
     let mut step = Step { recorder, request, cancel, artifacts };
@@ -192,12 +192,17 @@ struct Exited {
 
 impl OpenStep {
     /// Prepares the run and records that its worker began.
-    pub(super) fn begin(engine: &Engine, request: RunRequest, checkpoints: &Checkpoints) -> Result<Self> {
+    pub(super) fn begin(
+        engine: &Engine,
+        request: RunRequest,
+        checkpoints: &Checkpoints,
+        cancel: &Cancel,
+    ) -> Result<Self> {
         let mut recorder = Recorder::prepare(engine, request.clone())?;
         let disk = &*engine.world().disk;
         let places = Places::make(disk, &recorder.name().folder(), recorder.stream());
         let message = format!("Step {} of task {}.", request.step, request.name.task);
-        let at_end = AtEnd::look(engine, &request, checkpoints);
+        let at_end = AtEnd::look(engine, &request, checkpoints, cancel);
         let mut started = StartedData::of(&request);
         started.base_commit = at_end.base_commit();
         recorder.append(started.records(message)?)?;
@@ -232,7 +237,7 @@ impl OpenStep {
         let disk = &*self.engine.world().disk;
         let mut artifacts = answer.artifacts;
         if let Ok(places) = &self.places {
-            let (left, refused) = places.artifacts(disk);
+            let (left, refused) = places.artifacts(disk, cancel);
             artifacts.extend(left);
             rest.extend(refused.into_iter().map(|why| warning(event::ARTIFACT_SKIPPED, why)));
         }

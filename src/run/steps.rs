@@ -188,7 +188,7 @@ impl Shared {
         checkpoints: &Checkpoints,
         cancel: &Cancel,
     ) -> Result<Option<PathBuf>> {
-        let begun = OpenStep::begin(engine, request, checkpoints)?;
+        let begun = OpenStep::begin(engine, request, checkpoints, cancel)?;
         let artifacts = artifacts_of(engine, &begun.recorder);
         let mut held = self.hold();
         if held.abandoned {

@@ -6,6 +6,7 @@
 use crate::disk::{Disk, Kind, Open, read_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::StreamId;
+use crate::run::cancel::Cancel;
 use crate::run::recorder::{Artifact, Outcome};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -21,6 +22,8 @@ const MAX_ARTIFACTS: usize = 1_000;
 const MAX_NAMES_LEN: usize = 256 << 10;
 /// How many entries of its folders are looked at.
 const MAX_ENTRIES: u64 = 50_000;
+/// How many bytes of its files are read for their digests, in all.
+const MAX_DIGESTED_LEN: u64 = 8 << 30;
 /// How deep folders may stand in each other.
 const MAX_DEPTH: usize = 32;
 
@@ -122,8 +125,19 @@ impl Places {
     }
 
     /// The worker's files by name, with size and digest, and what is not among them, in words.
-    pub(super) fn artifacts(&self, disk: &dyn Disk) -> (Vec<Artifact>, Vec<String>) {
-        let mut found = Found::default();
+    /// Stops taking digests once `cancel` asks to stop another time.
+    pub(super) fn artifacts(&self, disk: &dyn Disk, cancel: &Cancel) -> (Vec<Artifact>, Vec<String>) {
+        let before = cancel.count();
+        let stop = || cancel.count() != before;
+        let mut found = Found {
+            listed: Vec::new(),
+            names_len: 0,
+            entries: 0,
+            over: 0,
+            refused: Vec::new(),
+            bytes_left: MAX_DIGESTED_LEN,
+            stop: &stop,
+        };
         found.folder(disk, &self.artifacts, 0);
         found.listed.sort_by(|a, b| a.path.cmp(&b.path));
         let mut words = found.refused;
@@ -139,16 +153,17 @@ impl Places {
     }
 }
 
-#[derive(Default)]
-struct Found {
+struct Found<'f> {
     listed: Vec<Artifact>,
     names_len: usize,
     entries: u64,
     over: u64,
     refused: Vec<String>,
+    bytes_left: u64,
+    stop: &'f dyn Fn() -> bool,
 }
 
-impl Found {
+impl Found<'_> {
     fn refuse(&mut self, name: &str, why: &str) {
         const ENOUGH: usize = 20;
         if self.refused.len() < ENOUGH {
@@ -158,11 +173,15 @@ impl Found {
 
     fn folder(&mut self, disk: &dyn Disk, folder: &str, depth: usize) {
         let mut entries = Vec::new();
+        let mut more = 0;
         let listed = disk.list(folder, &mut |name, kind| {
             if entries.len() <= 2 * MAX_ARTIFACTS {
                 entries.push((format!("{folder}/{name}"), kind));
+            } else {
+                more += 1;
             }
         });
+        self.over += more;
         if let Err(error) = listed {
             return self.refuse(folder, &error.to_string());
         }
@@ -186,29 +205,43 @@ impl Found {
             self.over += 1;
             return;
         }
-        match digest(disk, &path) {
+        match self.digest(disk, &path) {
             Ok((bytes, digest)) => {
                 self.names_len += path.len();
-                self.listed.push(Artifact { path, bytes: Some(bytes), digest: Some(digest) });
+                if digest.is_none() {
+                    self.refuse(&path, "it is listed without a digest: it is too long, or there was a hurry");
+                }
+                self.listed.push(Artifact { path, bytes: Some(bytes), digest });
             }
             Err(error) => self.refuse(&path, &error.to_string()),
         }
     }
-}
 
-/// Length and BLAKE3 of a file, in hex.
-fn digest(disk: &dyn Disk, name: &str) -> Result<(u64, String)> {
-    let file = disk.open(name, Open::Read)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; 1 << 18];
-    let mut at = 0;
-    loop {
-        let read = file.read_at(&mut piece, at)?;
-        if read == 0 {
-            return Ok((at, hasher.finalize().to_hex().to_string()));
+    /// Length and BLAKE3 of a file, in hex: of what it is at first, should it go on growing.
+    fn digest(&mut self, disk: &dyn Disk, name: &str) -> Result<(u64, Option<String>)> {
+        let file = disk.open(name, Open::Read)?;
+        let len = file.stat()?.len;
+        if len > self.bytes_left {
+            return Ok((len, None));
         }
-        hasher.update(&piece[..read]);
-        at += read as u64;
+        self.bytes_left -= len;
+        let mut hasher = blake3::Hasher::new();
+        let mut piece = vec![0; 1 << 18];
+        let mut at = 0;
+        while at < len {
+            if (self.stop)() {
+                self.bytes_left = 0;
+                return Ok((len, None));
+            }
+            let want = piece.len().min(usize::try_from(len - at).unwrap_or(usize::MAX));
+            let read = file.read_at(&mut piece[..want], at)?;
+            if read == 0 {
+                break;
+            }
+            hasher.update(&piece[..read]);
+            at += read as u64;
+        }
+        Ok((at, Some(hasher.finalize().to_hex().to_string())))
     }
 }
 

@@ -2001,7 +2001,7 @@ fn the_result_of_a_step_tells_all_that_came_of_it() {
 struct Fails(Arc<Watch>);
 
 impl Output for Fails {
-    fn write(&mut self, _: Channel, _: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self, _: Channel, _: &[u8], _: &dyn Fn() -> bool) -> std::io::Result<()> {
         self.0.failing.store(true, Ordering::SeqCst);
         Ok(())
     }

@@ -74,9 +74,9 @@ impl Terminal {
         self.expect(said);
     }
 
-    /// Kills the process whose id stands in a file.
-    fn kill(&self, file: &str) -> bool {
-        let kill = format!("kill -KILL $(cat {file})");
+    /// Sends a signal to the process whose id stands in a file.
+    fn kill(&self, signal: &str, file: &str) -> bool {
+        let kill = format!("kill {signal} $(cat {file})");
         let done = std::process::Command::new("sh").args(["-c", &kill]).current_dir(self.dir.path()).status();
         done.unwrap().success()
     }
@@ -192,11 +192,11 @@ fn the_terminal_comes_back_from_whoever_has_it() {
         terminal.line(&format!("cat > {name} <<'END'\n{script}\nEND"));
     }
     terminal.begin("sh outer", "begun");
-    assert!(terminal.kill("pid"));
+    assert!(terminal.kill("-KILL", "pid"));
     terminal.send("abc\n");
     terminal.expect("got abc");
     terminal.expect(PROMPT);
-    assert!(terminal.kill("job"), "it stays, and is named");
+    assert!(terminal.kill("-KILL", "job"), "it stays, and is named");
 }
 
 /// What reads the recorder's output needs the terminal for its keys.
@@ -209,6 +209,51 @@ fn a_pipeline_leaves_the_terminal_to_the_others() {
     terminal.expect(PROMPT);
     assert!(terminal.line("echo code ${PIPESTATUS[*]}").contains("code"));
     assert_eq!(terminal.state("status"), "completed");
+}
+
+/// Whoever stands before us in a pipeline reads the terminal, and hears Ctrl-C.
+#[test]
+fn a_pipeline_before_the_recorder_has_the_terminal() {
+    let mut terminal = Terminal::new();
+    terminal.begin("sh -c 'echo begun; exec cat' | $RUNWAL -q run -- cat", "begun\r\n");
+    terminal.send("abc\n");
+    terminal.expect("abc\r\nabc\r\n");
+    terminal.send("\u{4}");
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.state("status"), "completed");
+    terminal.begin("sh -c 'echo begun >&2; exec sleep 1000' | $RUNWAL -q run -- cat", "begun");
+    terminal.send("\u{3}");
+    terminal.expect(PROMPT);
+}
+
+/// A recorder that was stopped from elsewhere, and a worker that wanted to read meanwhile.
+#[test]
+fn a_recorder_that_was_stopped_alone_goes_on_with_fg() {
+    let mut terminal = Terminal::new();
+    let script =
+        "echo $PPID > pid; echo $$ > worker; echo begun; until test -e go; do :; done; read x; echo got $x";
+    terminal.begin(&format!("$RUNWAL -q run -- sh -c '{script}'"), "begun");
+    assert!(terminal.kill("-STOP", "pid"));
+    terminal.expect("Stopped");
+    terminal.expect(PROMPT);
+    terminal.line("touch go; until grep -q '^State:.T' /proc/$(cat worker)/status; do :; done");
+    terminal.begin("fg", "RUNWAL");
+    terminal.send("abc\n");
+    terminal.expect("got abc");
+    terminal.expect(PROMPT);
+    assert_eq!(terminal.state("status"), "completed");
+}
+
+#[test]
+fn a_pseudo_terminal_in_a_pipeline_ends_with_it() {
+    let mut terminal = Terminal::new();
+    assert!(terminal.line("$RUNWAL -q run --pty -- yes | head -n 1").contains("y\r"));
+    assert_eq!(terminal.state("signal"), "SIGPIPE");
+    for input in ["abc", "abc\\n", "", "abc\\ndef"] {
+        let wanted = input.rsplit("\\n").next().unwrap();
+        let shown = terminal.line(&format!("printf '{input}' | $RUNWAL -q run --pty -- cat; echo code $?"));
+        assert!(shown.contains("code 0") && shown.contains(wanted), "{input}: {shown}");
+    }
 }
 
 #[test]

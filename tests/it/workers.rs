@@ -3,10 +3,14 @@
 #![expect(clippy::disallowed_methods, reason = "looks at the disk behind the library's back")]
 
 use crate::cli::{Place, processes_of, text};
+use runwal::engine::{Engine, Options};
+use runwal::record::{Channel, Id};
+use runwal::run::{Cancel, Outcome, Output, ProcessOptions, RunRequest, record_process};
 use serde_json::Value;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-fn bare(place: &Place, script: &str) -> Output {
+fn bare(place: &Place, script: &str) -> std::process::Output {
     Command::new("bash")
         .args(["-c", script])
         .current_dir(place.0.path())
@@ -15,7 +19,7 @@ fn bare(place: &Place, script: &str) -> Output {
         .unwrap()
 }
 
-fn recorded(place: &Place, run: &str, options: &[&str], command: &[&str]) -> Output {
+fn recorded(place: &Place, run: &str, options: &[&str], command: &[&str]) -> std::process::Output {
     let args = [&["-q", "run", "--task", "t", "--run", run], options, &["--"], command].concat();
     place.command(&args).output().unwrap()
 }
@@ -199,4 +203,88 @@ fn how_long_and_how_much_it_took_is_recorded() {
     assert!(number("userMs") + number("systemMs") > 0, "{data}");
     assert!(number("durationMs") > 0, "{data}");
     assert!(number("maxRssBytes") > 40_000_000, "what it waited for counts too: {data}");
+}
+
+/// Passes on only once the worker is gone.
+struct Late(Option<String>);
+
+impl Output for Late {
+    fn write(&mut self, _: Channel, bytes: &[u8], _: &dyn Fn() -> bool) -> std::io::Result<()> {
+        let line = || text(bytes).lines().next().unwrap().to_owned();
+        let worker = self.0.get_or_insert_with(line);
+        let stat = || std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
+        while !stat().is_empty() && !stat().contains(") Z ") {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+/// However long passing on takes: what the worker wrote is read to its end.
+#[test]
+fn a_slow_reader_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = Engine::open(dir.path().join("data"), Options::default()).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    let mut request = RunRequest::new(id("t"), id("r"), id("s"));
+    let script = "echo $$; exec seq 100000";
+    request.command = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+    let options = ProcessOptions { drain: Duration::ZERO, ..ProcessOptions::default() };
+    let cancel = Cancel::new().unwrap();
+    let result = record_process(&engine, request, &options, &mut Late(None), &cancel).unwrap();
+    assert_eq!(result.run.counts.channel_lines, [100_001, 0]);
+}
+
+#[test]
+fn a_stop_that_comes_before_the_worker_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = Engine::open(dir.path().join("data"), Options::default()).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    let mut request = RunRequest::new(id("t"), id("r"), id("s"));
+    let started = dir.path().join("started");
+    request.command = vec![b"touch".to_vec(), started.to_str().unwrap().as_bytes().to_vec()];
+    let cancel = Cancel::new().unwrap();
+    cancel.cancel(15);
+    let options = ProcessOptions::default();
+    let result = record_process(&engine, request, &options, &mut Late(None), &cancel).unwrap();
+    assert_eq!((result.run.outcome, result.status, cancel.signal()), (Outcome::Cancelled, None, 15));
+    assert!(!started.exists());
+}
+
+/// Who never reads does not keep a run from ending whose time is up.
+#[test]
+fn a_reader_that_is_stuck_holds_up_no_timeout() {
+    let place = Place::new();
+    let args =
+        ["-q", "run", "--task", "t", "--run", "r", "--timeout", "100ms", "--grace", "100ms", "--", "yes"];
+    let mut child = place.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let unread = child.stdout.take().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(124));
+    drop(unread);
+    assert_eq!(state(&place, "r")["status"], "failed");
+    place.ends(0, &["verify", "--deep"]);
+}
+
+/// Whether our stdout blocks is for those to say who share it.
+#[test]
+fn a_stdout_that_does_not_block_gets_everything() {
+    let place = Place::new();
+    let (mut read, write) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&write, true).unwrap();
+    let args = ["-q", "run", "--task", "t", "--run", "r", "--", "seq", "100000"];
+    let mut child = place.command(&args).stdout(write).spawn().unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut read, &mut bytes).unwrap();
+    assert_eq!((child.wait().unwrap().code(), bytes.len()), (Some(0), 588_895));
+}
+
+#[test]
+fn an_artifact_too_long_for_a_digest_is_listed_without_one() {
+    let place = Place::new();
+    let script = "truncate -s 1T \"$RUNWAL_ARTIFACTS/sparse\"; echo x > \"$RUNWAL_ARTIFACTS/a\"";
+    assert!(recorded(&place, "r", &[], &["sh", "-c", script]).status.success());
+    let listed = event(&place, "r", "step_completed")["data"]["artifacts"].clone();
+    assert_eq!((&listed[1]["bytes"], &listed[1]["digest"]), (&(1_u64 << 40).into(), &Value::Null));
+    assert!(listed[0]["digest"].is_string(), "{listed}");
+    assert!(event(&place, "r", "artifact_skipped")["message"].as_str().unwrap().contains("sparse"));
 }

@@ -9,9 +9,11 @@ use runwal::record::{Channel, Id, RunName, escape_line};
 use runwal::run::{
     Cancel, Checkpoints, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal, record_process,
 };
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
-use std::io::Write;
-use std::os::fd::AsFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 
@@ -28,28 +30,29 @@ const EMFILE: i32 = 24;
 /// Passes the worker's output on to our own.
 struct PassThrough {
     json: bool,
-    stdout: std::fs::File,
-    stderr: std::fs::File,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
     told: bool,
 }
 
 impl PassThrough {
     /// Our descriptors without the buffers that the standard library puts before them.
     fn new(json: bool) -> std::io::Result<Self> {
-        let stdout = std::io::stdout().as_fd().try_clone_to_owned()?.into();
-        let stderr = std::io::stderr().as_fd().try_clone_to_owned()?.into();
+        let stdout = std::io::stdout().as_fd().try_clone_to_owned()?;
+        let stderr = std::io::stderr().as_fd().try_clone_to_owned()?;
         Ok(Self { json, stdout, stderr, told: false })
     }
 }
 
 impl Output for PassThrough {
-    fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
-        let result = match channel {
-            Channel::Stdout => self.stdout.write_all(bytes),
-            Channel::Stderr => self.stderr.write_all(bytes),
+    fn write(&mut self, channel: Channel, bytes: &[u8], pointless: &dyn Fn() -> bool) -> std::io::Result<()> {
+        let to = match channel {
+            Channel::Stdout => &self.stdout,
+            Channel::Stderr => &self.stderr,
         };
+        let result = write_all(to, bytes, pointless);
         if let Err(error) = &result
-            && error.kind() != std::io::ErrorKind::BrokenPipe
+            && !matches!(error.kind(), std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::TimedOut)
             && !std::mem::replace(&mut self.told, true)
         {
             complain(&format!("runwal: the worker's {} cannot be passed on: {error}", channel.word()));
@@ -61,6 +64,38 @@ impl Output for PassThrough {
         show::error(error, self.json);
         complain("runwal: the journal failed; the worker goes on, and is not recorded any more");
     }
+}
+
+/// Writes all of it, waiting for whoever reads for as long as that has a point. The descriptor is
+/// also others', so whether it blocks is not ours to change.
+fn write_all(to: &OwnedFd, mut bytes: &[u8], pointless: &dyn Fn() -> bool) -> std::io::Result<()> {
+    // What fits into any pipe that has room at all.
+    const SAFE_LEN: usize = 4096;
+    const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let mut at_once = true;
+    while !bytes.is_empty() {
+        let written = if std::mem::replace(&mut at_once, true) {
+            pwritev2(to, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT)
+        } else {
+            let mut room = [PollFd::new(to, PollFlags::OUT)];
+            while poll(&mut room, Some(&PATIENCE))? == 0 {
+                if pointless() {
+                    return Err(std::io::ErrorKind::TimedOut.into());
+                }
+            }
+            rustix::io::write(to, &bytes[..bytes.len().min(SAFE_LEN)])
+        };
+        match written {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            // Full, or no way to ask not to wait.
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::SPIPE) => {
+                at_once = false;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// What is needed beside the request before the worker is started.
@@ -107,7 +142,7 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
             if global.verbose {
                 tell_how_it_went(&name, &result);
             }
-            worker_code(&result)
+            worker_code(&result, &cancel)
         }
         Err(error) => failed(&error, global),
     };
@@ -168,7 +203,7 @@ fn failed(error: &Error, global: &Global) -> u8 {
 }
 
 /// The exit code that stands for how the worker ended, or why it was not started.
-fn worker_code(result: &ProcessResult) -> u8 {
+fn worker_code(result: &ProcessResult, cancel: &Cancel) -> u8 {
     if let Some(error) = &result.start_error {
         complain(&format!("runwal: {}", result.run.summary));
         return match error.kind() {
@@ -178,7 +213,10 @@ fn worker_code(result: &ProcessResult) -> u8 {
             _ => NOT_EXECUTABLE,
         };
     }
-    let status = result.status.unwrap_or_default();
+    let Some(status) = result.status else {
+        complain("runwal: nothing was started");
+        return u8::try_from(128 + cancel.signal()).unwrap_or(u8::MAX);
+    };
     let code = match (status.code(), status.signal()) {
         _ if result.timed_out => TIMED_OUT,
         (Some(code), _) => code,
@@ -253,7 +291,7 @@ impl Signals {
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
 fn watch_signals(engine: &Engine, cancel: &Cancel, terminal: &Terminal) -> std::io::Result<Signals> {
-    let all = [SIGINT, SIGTERM, SIGHUP, SIGTSTP, SIGTTIN, SIGTTOU];
+    let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU];
     let heard = all.into_iter().filter(|signal| !crate::is_ignored(*signal));
     let mut signals = signal_hook::iterator::Signals::new(heard)?;
     let handle = signals.handle();
@@ -268,7 +306,7 @@ fn watch_signals(engine: &Engine, cancel: &Cancel, terminal: &Terminal) -> std::
                     });
                     terminal.resumed();
                 }
-                SIGINT if matches!(terminal, Terminal::Shared) => {}
+                SIGINT | SIGQUIT if matches!(terminal, Terminal::Shared) => cancel.interrupted(signal),
                 _ => cancel.cancel(signal),
             }
         }

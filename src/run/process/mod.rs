@@ -36,7 +36,10 @@ pub use terminal::{Foreground, Pseudo};
 /// Where the worker's output passes on to.
 pub trait Output {
     /// Passes bytes on. An error closes the channel towards the worker, as a closed pipe would.
-    fn write(&mut self, channel: Channel, bytes: &[u8]) -> std::io::Result<()>;
+    ///
+    /// Where that has to wait for whoever reads, it gives up with an error once `pointless` says
+    /// so: the worker was ended, and nothing waits for its output any more but the journal.
+    fn write(&mut self, channel: Channel, bytes: &[u8], pointless: &dyn Fn() -> bool) -> std::io::Result<()>;
     /// Is told of an engine failure in mid-run, at once. By default it does nothing: the error
     /// also comes back at the end.
     fn engine_failed(&mut self, _error: &Error) {}
@@ -47,7 +50,7 @@ pub trait Output {
 pub struct Discard;
 
 impl Output for Discard {
-    fn write(&mut self, _: Channel, _: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self, _: Channel, _: &[u8], _: &dyn Fn() -> bool) -> std::io::Result<()> {
         Ok(())
     }
 }
@@ -74,7 +77,8 @@ pub struct ProcessOptions {
     pub stop_on_failure: bool,
     /// How it stands to the terminal.
     pub terminal: Terminal,
-    /// How long its output is read that others keep open after it exited.
+    /// How long its output is read that others keep open after it exited, behind what it had written
+    /// itself by then.
     pub drain: Duration,
     /// Which checkpoints are taken at the end.
     pub checkpoints: Checkpoints,
@@ -117,8 +121,13 @@ pub fn record_process(
     }
     let asked = request.clone();
     let mut recorder = Recorder::prepare(engine, request)?;
-    let (at_end, places) = (AtEnd::look(engine, &asked, &options.checkpoints), place(engine, &recorder));
+    let (at_end, places) =
+        (AtEnd::look(engine, &asked, &options.checkpoints, cancel), place(engine, &recorder));
     let job = Job { engine, asked: &asked, options, places, at_end };
+    if cancel.is_cancelled() {
+        let run = recorder.finish(End::new(Outcome::Cancelled, "Cancelled before it was started."))?;
+        return Ok(ProcessResult { run, status: None, start_error: None, timed_out: false });
+    }
     let Started { mut child, outputs } = match job.start(&recorder) {
         Ok(started) => started,
         Err(error) => return not_started(&mut recorder, &asked, error),
@@ -217,7 +226,7 @@ impl Job<'_> {
         let pipeline = Pipeline::default();
         pipeline.push(clock, self.started_records(child.id(), known)?, true);
         let limits = Limits { timeout_ms: self.asked.timeout_ms, grace_ms: self.asked.grace_ms };
-        let worker = Worker::of(child, group, clock);
+        let worker = Worker::of(child, group, clock, cancel);
         let suspend = |stop: &dyn Fn()| self.engine.between_commits(stop);
         let (recorder, mut ended) = std::thread::scope(|scope| -> Result<_> {
             let journal = thread("runwal-journal")
@@ -229,7 +238,7 @@ impl Job<'_> {
             let watched = match (&journal, &worker) {
                 (Ok(_), Ok(worker)) => {
                     terminal.give(worker.pid, &|| worker.signal(Signal::CONT));
-                    let guard = || worker.guard(clock, cancel, &pipeline, self.options, &limits, &suspend);
+                    let guard = || worker.guard(clock, &pipeline, self.options, &limits, &suspend);
                     let mut sinks = Sinks { clock, pipeline: &pipeline, output };
                     let input = || {
                         let thread = terminal.is_pseudo().then(|| thread("runwal-input"));
@@ -280,7 +289,7 @@ impl Job<'_> {
             None
         });
         let (artifacts, refused) =
-            self.places.as_ref().map_or_else(|_| Default::default(), |p| p.artifacts(disk));
+            self.places.as_ref().map_or_else(|_| Default::default(), |p| p.artifacts(disk, cancel));
         for why in refused {
             rest.push(warning(event::ARTIFACT_SKIPPED, why));
         }

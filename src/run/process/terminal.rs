@@ -31,13 +31,16 @@ pub enum Terminal {
 
 #[cfg_attr(not(feature = "terminal"), allow(clippy::unused_self, reason = "no terminal to speak of"))]
 impl Terminal {
-    /// What fits this process: `Foreground` where its stdout is its terminal, `Shared` where it has
-    /// a terminal and its stdout goes elsewhere, as in a pipeline, else `Detached`.
+    /// What fits this process: `Detached` where it has no terminal; `Foreground` where its stdout is
+    /// one, and it begins its process group or its stdin is the terminal too; `Shared` in a
+    /// pipeline, whose other members need the terminal as well.
     #[cfg(feature = "terminal")]
     pub fn of_process() -> Self {
         use std::io::IsTerminal;
         match Foreground::of_process() {
-            Some(foreground) if std::io::stdout().is_terminal() => Self::Foreground(foreground),
+            Some(foreground) if std::io::stdout().is_terminal() && foreground.is_alone() => {
+                Self::Foreground(foreground)
+            }
             Some(_) => Self::Shared,
             None => Self::Detached,
         }

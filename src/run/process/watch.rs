@@ -10,6 +10,7 @@ use crate::engine::NewRecord;
 use crate::error::{Error, Result};
 use crate::record::{Body, Channel};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::Signal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Child;
 use std::time::Duration;
@@ -28,7 +29,8 @@ pub(super) struct Sinks<'a> {
     pub(super) output: &'a mut dyn Output,
 }
 
-/// Reads the worker's output until the worker is gone and all of it was read, or `drain` is over.
+/// Reads the worker's output until the worker is gone and all of it was read: what it had written
+/// itself, however long that takes, and what others write who have its pipes, until `drain` is over.
 pub(super) fn watch(
     child: &mut Child,
     outputs: [Option<OwnedFd>; 2],
@@ -42,19 +44,27 @@ pub(super) fn watch(
         // more pieces.
         let _ = rustix::pipe::fcntl_setpipe_size(output.as_fd(), PIPE_LEN);
     }
-    let mut watch = Watch { outputs, buffer: vec![0; CHUNK_LEN] };
+    let channels = outputs.map(|output| output.map(|fd| Watched { fd, owed: 0, muted: false }));
+    let mut watch = Watch { channels, buffer: vec![0; CHUNK_LEN], worker, terminal };
     let mut told_failure = false;
-    let mut ended: Option<(Ended, u64)> = None;
+    let mut ended: Option<Ended> = None;
+    // Since when everything was read that the worker can have written itself.
+    let mut read_since = None;
     loop {
-        if let Some((ended, at)) = &mut ended {
-            ended.drained = watch.outputs.iter().all(Option::is_none);
-            let waited = Duration::from_nanos(sinks.clock.monotonic_ns().saturating_sub(*at));
-            if ended.drained || waited >= drain {
+        if let Some(ended) = &mut ended {
+            ended.drained = watch.channels.iter().all(Option::is_none);
+            let owed = watch.channels.iter().flatten().any(|channel| channel.owed > 0);
+            if !owed && read_since.is_none() {
+                read_since = Some(sinks.clock.monotonic_ns());
+            }
+            let waited = read_since.map(|since| sinks.clock.monotonic_ns().saturating_sub(since));
+            if ended.drained || waited.is_some_and(|ns| Duration::from_nanos(ns) >= drain) {
                 break;
             }
         }
-        if watch.wait(&worker.exit, ended.is_some(), sinks)? && ended.is_none() {
-            ended = Some((worker.wait(child, sinks.clock, terminal)?, sinks.clock.monotonic_ns()));
+        if watch.wait(ended.is_some(), sinks)? && ended.is_none() {
+            ended = Some(worker.wait(child, sinks.clock, terminal)?);
+            watch.channels.iter_mut().flatten().for_each(Watched::owe);
             terminal.take_back();
         }
         if !told_failure {
@@ -62,28 +72,45 @@ pub(super) fn watch(
         }
     }
     // The loop ends only with the worker.
-    ended.map(|(ended, _)| ended).ok_or_else(|| Error::misuse("the worker was not waited for"))
+    ended.ok_or_else(|| Error::misuse("the worker was not waited for"))
 }
 
-struct Watch {
-    outputs: [Option<OwnedFd>; 2],
+/// A channel that is read.
+struct Watched {
+    fd: OwnedFd,
+    /// How much of what stood in it when the worker exited was not read yet.
+    owed: u64,
+    /// It is journaled only.
+    muted: bool,
+}
+
+impl Watched {
+    fn owe(&mut self) {
+        self.owed = rustix::io::ioctl_fionread(&self.fd).unwrap_or(0);
+    }
+}
+
+struct Watch<'w> {
+    channels: [Option<Watched>; 2],
     buffer: Vec<u8>,
+    worker: &'w Worker,
+    terminal: &'w Terminal,
 }
 
-impl Watch {
+impl Watch<'_> {
     /// Waits for something to happen, and reads what there is to read. Answers whether the worker
     /// has exited.
-    fn wait(&mut self, exit: &OwnedFd, exited: bool, sinks: &mut Sinks<'_>) -> Result<bool> {
+    fn wait(&mut self, exited: bool, sinks: &mut Sinks<'_>) -> Result<bool> {
         let mut fds = Vec::with_capacity(3);
         let mut open = Vec::with_capacity(2);
-        for (i, output) in self.outputs.iter().enumerate() {
-            if let Some(output) = output {
-                fds.push(PollFd::new(output, PollFlags::IN));
+        for (i, channel) in self.channels.iter().enumerate() {
+            if let Some(channel) = channel {
+                fds.push(PollFd::new(&channel.fd, PollFlags::IN));
                 open.push(i);
             }
         }
         if !exited {
-            fds.push(PollFd::new(exit, PollFlags::IN));
+            fds.push(PollFd::new(&self.worker.exit, PollFlags::IN));
         }
         match poll(&mut fds, Some(&PATIENCE)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -92,8 +119,12 @@ impl Watch {
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
         for (nth, i) in open.iter().enumerate() {
-            if ready[nth] && !self.read(*i, sinks) {
-                self.outputs[*i] = None;
+            if ready[nth] {
+                if !self.read(*i, sinks) {
+                    self.channels[*i] = None;
+                }
+            } else if let Some(channel) = &mut self.channels[*i] {
+                channel.owed = 0;
             }
         }
         Ok(!exited && ready.get(open.len()).copied().unwrap_or(false))
@@ -101,18 +132,31 @@ impl Watch {
 
     /// Reads once; `false` where the channel is done with.
     fn read(&mut self, i: usize, sinks: &mut Sinks<'_>) -> bool {
-        let Some(output) = &self.outputs[i] else { return false };
-        let read = match rustix::io::read(output, &mut self.buffer) {
+        let Some(watched) = &mut self.channels[i] else { return false };
+        let read = match rustix::io::read(&watched.fd, &mut self.buffer) {
             Ok(0) => return false,
             Ok(read) => read,
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return true,
             // A pseudo-terminal that nobody has open any more answers with an error.
             Err(_) => return false,
         };
+        watched.owed = watched.owed.saturating_sub(read as u64);
         let (channel, bytes) = (CHANNELS[i], &self.buffer[..read]);
         let chunk = Body::Chunk(channel, bytes.to_vec());
         let record = NewRecord { time: Some(sinks.clock.now()), ..chunk.into() };
         sinks.pipeline.push(sinks.clock, vec![record], false);
-        sinks.output.write(channel, bytes).is_ok()
+        let worker = self.worker;
+        let pointless = || worker.was_ended();
+        if watched.muted || sinks.output.write(channel, bytes, &pointless).is_ok() {
+            return true;
+        }
+        watched.muted = true;
+        if self.terminal.is_pseudo() {
+            // Its other side cannot be closed for output alone. Who writes to a pipe that nobody
+            // reads gets this signal.
+            worker.signal(Signal::PIPE);
+            return true;
+        }
+        worker.was_ended()
     }
 }

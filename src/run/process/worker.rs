@@ -74,6 +74,7 @@ pub(super) struct Worker {
     pub(super) pid: Option<Pid>,
     /// Readable once the worker has exited.
     pub(super) exit: OwnedFd,
+    cancel: Cancel,
     group: bool,
     start_ns: u64,
     /// Whether it was waited for, so that its id may be another's.
@@ -84,7 +85,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn of(child: &Child, group: bool, clock: &dyn Clock) -> Result<Self> {
+    pub(super) fn of(child: &Child, group: bool, clock: &dyn Clock, cancel: &Cancel) -> Result<Self> {
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let exit = pid
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
@@ -92,6 +93,7 @@ impl Worker {
         Ok(Self {
             pid,
             exit,
+            cancel: cancel.clone(),
             group,
             start_ns: clock.monotonic_ns(),
             gone: Mutex::new(false),
@@ -130,6 +132,16 @@ impl Worker {
         })
     }
 
+    /// Whether it was asked to end, and did.
+    pub(super) fn was_ended(&self) -> bool {
+        let asked = self.timed_out.load(Ordering::SeqCst) || self.cancel.is_cancelled();
+        asked && {
+            let mut exit = [PollFd::new(&self.exit, PollFlags::IN)];
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut exit, Some(&at_once)).is_ok_and(|ready| ready > 0)
+        }
+    }
+
     /// Whether it was stopped since this was asked last, as by Ctrl-Z.
     fn was_stopped(&self) -> bool {
         let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
@@ -142,7 +154,6 @@ impl Worker {
     pub(super) fn guard(
         &self,
         clock: &dyn Clock,
-        cancel: &Cancel,
         pipeline: &Pipeline,
         options: &ProcessOptions,
         limits: &Limits,
@@ -153,14 +164,14 @@ impl Worker {
         loop {
             let mut fds = [
                 PollFd::new(&self.exit, PollFlags::IN),
-                PollFd::from_borrowed_fd(cancel.wake(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.cancel.wake(), PollFlags::IN),
             ];
             // An interrupted poll is looked at as one whose time was up.
             let _ = poll(&mut fds, Some(&PATIENCE));
             if !fds[0].revents().is_empty() {
                 return;
             }
-            if let Some(number) = cancel.take() {
+            if let Some(number) = self.cancel.take() {
                 self.cancelled.store(number, Ordering::SeqCst);
                 stopping.get_or_insert(clock.monotonic_ns());
                 self.signal(Signal::from_named_raw(number).unwrap_or(Signal::TERM));

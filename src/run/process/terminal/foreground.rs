@@ -1,7 +1,7 @@
 //! Lending a worker the terminal of this process.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal as NixSignal};
-use rustix::process::{Pid, Signal, getpgid, getpgrp, getppid, getsid, kill_process};
+use rustix::process::{Pid, Signal, getpgid, getpgrp, getpid, getppid, getsid, kill_process};
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -27,6 +27,12 @@ impl Foreground {
         let terminal = standard.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
         let terminal = terminal.try_clone_to_owned().ok()?;
         Some(Self(Arc::new(Inner { terminal, own: getpgrp(), lent: AtomicBool::new(false) })))
+    }
+
+    /// Whether nobody stands before this process in a pipeline.
+    pub(super) fn is_alone(&self) -> bool {
+        use std::io::IsTerminal;
+        std::io::stdin().is_terminal() || self.0.own == getpid()
     }
 
     fn holder(&self) -> Option<Pid> {
@@ -62,6 +68,10 @@ impl Foreground {
     }
 
     pub(super) fn suspend(&self, worker: Option<Pid>, go_on: &dyn Fn(), pause: &dyn Fn(&dyn Fn())) {
+        if self.holder() == Some(self.0.own) {
+            // It wanted the terminal while somebody else had it, and we have got it back meanwhile.
+            return self.give(worker, go_on);
+        }
         self.take_back();
         if let Some(waiting) = those_who_wait() {
             for process in waiting {

@@ -7,12 +7,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::io::ioctl_fionbio;
 use rustix::termios::{OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What ends the input of a terminal that reads lines.
-const END_OF_INPUT: [u8; 1] = [4];
+const END_OF_INPUT: [u8; 2] = [4; 2];
 /// The size of a window that nobody looks at.
 const DEFAULT: WindowSize = WindowSize { rows: 24, columns: 80 };
 
@@ -66,9 +67,12 @@ impl Pseudo {
         let master = OwnedFd::from(pty);
         let size = WindowSize::of_process();
         size.set(&master);
-        // Before the worker can say anything, which the outer terminal would change.
-        self.state().modes = tcgetattr(std::io::stdin()).ok();
-        make_raw();
+        // Before the worker can say anything, which the outer terminal would change; but not where
+        // that is another program's to draw on.
+        if std::io::stdout().is_terminal() {
+            self.state().modes = tcgetattr(std::io::stdin()).ok();
+            make_raw();
+        }
         let child = pty_process::blocking::Command::from(command).spawn(inner).map_err(plain)?;
         // Writing to it may have to wait for a worker that never reads, and never ends.
         ioctl_fionbio(&master, true)?;
@@ -118,7 +122,7 @@ impl Pseudo {
         };
         let stdin = std::io::stdin();
         let mut buffer = [0; 4096];
-        let mut open = true;
+        let (mut open, mut in_line) = (true, false);
         loop {
             let waited_for = if open { stdin.as_fd() } else { exit.as_fd() };
             let mut fds =
@@ -136,9 +140,13 @@ impl Pseudo {
             let bytes = match rustix::io::read(&stdin, &mut buffer) {
                 Ok(0) => {
                     open = false;
-                    &END_OF_INPUT[..]
+                    // Within a line, the first one only ends that.
+                    &END_OF_INPUT[..=usize::from(in_line)]
                 }
-                Ok(read) => &buffer[..read],
+                Ok(read) => {
+                    in_line = buffer[read - 1] != b'\n';
+                    &buffer[..read]
+                }
                 Err(Errno::INTR | Errno::AGAIN) => continue,
                 Err(_) => {
                     open = false;
