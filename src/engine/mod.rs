@@ -11,8 +11,8 @@ mod repair;
 pub use ending::{Artifact, Ending, ending_records};
 pub(crate) use ending::{EndingData, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
-pub(crate) use repair::hex;
 pub use repair::{InterruptedRun, Report};
+pub(crate) use repair::{hex, outcome_name};
 
 use crate::clock::{Clock, Entropy, System};
 use crate::disk::Disk;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 const PROJECTED: &str = "cache/projected";
+const OUTCOMES: &str = "cache/outcome-";
 
 /// A run that was found without an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,11 +69,39 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
     };
     end_dead_runs(engine, options, &mut report)?;
     crate::journal::live::sweep(engine.journal())?;
+    sweep_outcomes(engine)?;
     if options.publish {
         repair_files(engine, &mut report)?;
     }
     report.position = engine.log()?.durable();
     Ok(report)
+}
+
+/// Where the worker of a run tells its outcome.
+pub(crate) fn outcome_name(stream: StreamId) -> String {
+    format!("{OUTCOMES}{stream}.json")
+}
+
+/// Removes what was told of runs that have ended: nobody reads it any more.
+fn sweep_outcomes(engine: &Engine) -> Result<()> {
+    let disk = &engine.world().disk;
+    if disk.stat("cache")?.is_none() {
+        return Ok(());
+    }
+    let mut told = Vec::new();
+    disk.list("cache", &mut |name, _| {
+        let name = format!("cache/{name}");
+        told.extend(name.starts_with(OUTCOMES).then_some(name));
+    })?;
+    if told.is_empty() {
+        return Ok(());
+    }
+    let open: Vec<_> = engine.journal().open_streams()?.into_iter().map(outcome_name).collect();
+    for name in told.iter().filter(|name| !open.contains(name)) {
+        // Whatever cannot be removed, a directory for one, is in nobody's way.
+        let _ = disk.remove(name);
+    }
+    Ok(())
 }
 
 /// What the recorder noted about its worker when it started it.

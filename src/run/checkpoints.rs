@@ -7,6 +7,7 @@ use super::started::warning;
 use super::word::Expected;
 use crate::engine::{Engine, NewRecord};
 use crate::error::Result;
+use crate::processes::{RECORDER_VARIABLE, RUN_VARIABLE};
 use crate::record::{FileFormat, Replay, checkpoint_type, event};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -40,6 +41,8 @@ impl Default for Checkpoints {
 pub(super) struct AtEnd {
     engine: Engine,
     asked: Checkpoints,
+    /// What tells that git's processes are the run's, should their recorder be killed.
+    environment: Vec<(&'static str, String)>,
     checkout: Option<std::result::Result<Checkout, String>>,
     test: Option<std::result::Result<Expected, String>>,
 }
@@ -47,20 +50,30 @@ pub(super) struct AtEnd {
 impl AtEnd {
     /// Looks around before the worker runs.
     pub(super) fn look(engine: &Engine, request: &RunRequest, asked: &Checkpoints, cancel: &Cancel) -> Self {
-        let mut found = Self { engine: engine.clone(), asked: asked.clone(), checkout: None, test: None };
+        let environment = vec![
+            (RUN_VARIABLE, request.name.to_string()),
+            (RECORDER_VARIABLE, crate::engine::hex(&engine.recorder_id())),
+        ];
+        let (engine, asked) = (engine.clone(), asked.clone());
+        let mut found = Self { engine, asked, environment, checkout: None, test: None };
         if !request.checkpoints {
             return found;
         }
         let tree = request.working_tree.as_deref().map(OsStr::from_bytes).map(Path::new);
-        if let Some(tree) = tree.filter(|tree| asked.git_diff && may_be_in_a_checkout(tree)) {
+        if let Some(tree) = tree.filter(|tree| found.asked.git_diff && may_be_in_a_checkout(tree)) {
             let stop = || cancel.is_cancelled();
-            let budget = Budget::new(&*engine.world().clock, asked.git_diff_time, &stop);
+            let budget = found.budget(&stop);
             found.checkout = Checkout::find(tree, &budget).map_err(|error| error.to_string()).transpose();
         }
-        found.test = asked.test_output.as_ref().map(|file| {
+        found.test = found.asked.test_output.as_ref().map(|file| {
             Expected::look(&tree.unwrap_or(Path::new(".")).join(file)).map_err(|error| error.to_string())
         });
         found
+    }
+
+    fn budget<'b>(&'b self, stop: &'b dyn Fn() -> bool) -> Budget<'b> {
+        let budget = Budget::new(&*self.engine.world().clock, self.asked.git_diff_time, stop);
+        budget.with_environment(self.environment.clone())
     }
 
     /// The commit that the git diff will be against.
@@ -99,7 +112,7 @@ impl AtEnd {
         let Some(data) = self.engine.world().disk.path() else { return Ok(()) };
         let before = cancel.count();
         let stop = || cancel.count() != before;
-        let budget = Budget::new(&*self.engine.world().clock, self.asked.git_diff_time, &stop);
+        let budget = self.budget(&stop);
         let diff = match checkout.diff(&data, self.asked.git_diff_limit, &budget) {
             Ok(diff) => diff,
             Err(error) => {

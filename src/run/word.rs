@@ -4,6 +4,7 @@
 //! nothing is read past its limit, and what is refused is told.
 
 use crate::disk::{Disk, Kind, Open, read_whole};
+use crate::engine::outcome_name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::StreamId;
 use crate::run::cancel::Cancel;
@@ -92,7 +93,7 @@ impl Places {
         }
         disk.create_dir(&artifacts)?;
         disk.create_dir("cache")?;
-        let outcome = format!("cache/outcome-{stream}.json");
+        let outcome = outcome_name(stream);
         if disk.stat(&outcome)?.is_some() {
             disk.remove(&outcome)?;
         }

@@ -232,3 +232,16 @@ fn the_tests_own_output_becomes_a_checkpoint() {
     }
     place.ends(0, &["verify", "--deep"]);
 }
+
+/// What a worker told too late, or to a recorder that was killed, is in nobody's way for long.
+#[test]
+fn what_nobody_reads_any_more_is_removed() {
+    let place = Place::new();
+    record(&place, "r", "true");
+    let late = place.data().join("cache/outcome-1.json");
+    std::fs::write(&late, "{}").unwrap();
+    let open = place.data().join("cache/outcome-directory");
+    std::fs::create_dir(&open).unwrap();
+    record(&place, "next", "true");
+    assert!(!late.exists() && open.exists());
+}

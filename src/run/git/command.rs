@@ -61,13 +61,19 @@ pub(crate) struct Budget<'b> {
     end_ns: u64,
     limit: Duration,
     stop: &'b dyn Fn() -> bool,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl<'b> Budget<'b> {
     /// From now on.
     pub(crate) fn new(clock: &'b dyn Clock, limit: Duration, stop: &'b dyn Fn() -> bool) -> Self {
         let ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
-        Self { clock, end_ns: clock.monotonic_ns().saturating_add(ns), limit, stop }
+        Self { clock, end_ns: clock.monotonic_ns().saturating_add(ns), limit, stop, environment: Vec::new() }
+    }
+
+    /// With variables by which its processes are known.
+    pub(crate) fn with_environment(self, environment: Vec<(&'static str, String)>) -> Self {
+        Self { environment, ..self }
     }
 
     fn check(&self) -> Result<()> {
@@ -168,7 +174,8 @@ impl<'b> Git<'b> {
             // What keeps versions without GIT_NO_LAZY_FETCH from fetching.
             ("GIT_ALLOW_PROTOCOL", "none"),
         ];
-        command.envs(fixed).env_remove("SSH_ASKPASS").process_group(0);
+        command.envs(fixed).envs(self.budget.environment.iter().map(|(name, value)| (name, value)));
+        command.env_remove("SSH_ASKPASS").process_group(0);
         if let Some(index) = &self.index {
             command.env("GIT_INDEX_FILE", index);
         }
