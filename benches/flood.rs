@@ -57,6 +57,8 @@ fn recorded(data: &Path, command: &mut Command) -> Duration {
     let mut recorder = Command::new(env!("CARGO_BIN_EXE_runwal"));
     recorder.arg("--dir").arg(data).args(["-q", "run", "--"]);
     recorder.arg(command.get_program()).args(command.get_args());
+    // Outside of any git checkout: a diff of that is not what is measured here.
+    recorder.current_dir(data.parent().unwrap());
     let status = recorder.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
     assert!(status.success());
     start.elapsed()
@@ -68,6 +70,7 @@ fn peak_memory(data: &Path, mib: u64) -> u64 {
     recorder.arg("--dir").arg(data).args(["-q", "run", "--"]);
     let command = worker(mib);
     recorder.arg(command.get_program()).args(command.get_args());
+    recorder.current_dir(data.parent().unwrap());
     let mut child = recorder.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut most = 0;
