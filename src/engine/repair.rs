@@ -85,15 +85,13 @@ pub(crate) fn outcome_name(stream: StreamId) -> String {
 /// Removes what was told of runs that have ended: nobody reads it any more.
 fn sweep_outcomes(engine: &Engine) -> Result<()> {
     let disk = &engine.world().disk;
-    if disk.stat("cache")?.is_none() {
-        return Ok(());
-    }
     let mut told = Vec::new();
-    disk.list("cache", &mut |name, _| {
+    let listed = disk.list("cache", &mut |name, _| {
         let name = format!("cache/{name}");
         told.extend(name.starts_with(OUTCOMES).then_some(name));
-    })?;
-    if told.is_empty() {
+    });
+    // There may be no such directory, or something else in its place: it is disposable.
+    if listed.is_err() || told.is_empty() {
         return Ok(());
     }
     let open: Vec<_> = engine.journal().open_streams()?.into_iter().map(outcome_name).collect();
