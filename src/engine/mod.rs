@@ -244,7 +244,7 @@ impl Engine {
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let ticket = self.submit_batch(Batch { drafts, expected: None })?;
+        let ticket = self.submit_batch(Batch { drafts, expected: None, open: false })?;
         Ok(Ticket {
             inner: ticket,
             publisher: self.0.publisher.get().cloned(),
@@ -256,7 +256,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] where the stream's next sequence is not `expected`: somebody else,
-    /// a recovery perhaps, has written to it.
+    /// a recovery perhaps, has written to it. [`ErrorKind::Misuse`] where the run has ended, and a
+    /// record changes its state or ends it.
     pub fn append(&self, stream: StreamId, expected: Option<Seq>, records: &[NewRecord]) -> Result<Receipt> {
         self.submit(stream, expected, records)?.wait()
     }
@@ -268,7 +269,9 @@ impl Engine {
             .iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
-        let ticket = self.submit_batch(Batch { drafts, expected })?;
+        // What changes the state of a run, or ends it, comes too late behind its end.
+        let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
+        let ticket = self.submit_batch(Batch { drafts, expected, open })?;
         Ok(Ticket { inner: ticket, publisher: self.0.publisher.get().cloned(), begins: None })
     }
 
@@ -281,7 +284,11 @@ impl Engine {
             }
             let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
             match self
-                .submit_batch(Batch { drafts: vec![self.draft(target, &record[0])?], expected: None })?
+                .submit_batch(Batch {
+                    drafts: vec![self.draft(target, &record[0])?],
+                    expected: None,
+                    open: false,
+                })?
                 .wait()
             {
                 // Another process was faster in opening it.

@@ -16,7 +16,7 @@ use crate::format::{
     SegmentHeader, Target, encode_body,
 };
 use crate::position::{Position, Seq, StreamId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How often catching up may find something new to settle before it must be done.
@@ -35,6 +35,9 @@ pub(super) struct Encoded {
     /// The stream of each record, and the sequence that was thought it would get.
     heads: Vec<(Target, Seq)>,
     expected: Option<Seq>,
+    /// The stream that must not have ended, and the one that ends in here.
+    must_be_open: Option<StreamId>,
+    ends: Option<StreamId>,
     time: Time,
     pub(super) body: Vec<u8>,
     crc: u32,
@@ -45,13 +48,22 @@ impl Encoded {
     pub(super) fn new(batch: &Batch<'_>) -> Self {
         let heads = batch.drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
         let time = batch.drafts.first().map_or(Time::default(), |draft| draft.time);
-        Self::of(heads, batch.expected, time, encode_body(&batch.drafts))
-    }
-
-    fn of(heads: Vec<(Target, Seq)>, expected: Option<Seq>, time: Time, body: Vec<u8>) -> Self {
-        let crc = crc32fast::hash(&body);
-        let digest = *blake3::hash(&body).as_bytes();
-        Self { heads, expected, time, body, crc, digest }
+        let stream = |draft: &Draft<'_>| match draft.target {
+            Target::Stream(id) => Some(id),
+            Target::Open(_) | Target::Opened => None,
+        };
+        let body = encode_body(&batch.drafts);
+        let (crc, digest) = sums(&body);
+        Self {
+            heads,
+            expected: batch.expected,
+            must_be_open: batch.drafts.first().filter(|_| batch.open).and_then(stream),
+            ends: batch.drafts.iter().find(|draft| draft.close).and_then(stream),
+            time,
+            body,
+            crc,
+            digest,
+        }
     }
 
     /// The same records with the sequences that now stand in `heads`.
@@ -80,7 +92,8 @@ impl Encoded {
         }
         let body = encode_body(&drafts);
         drop(drafts);
-        Ok(Self::of(self.heads, self.expected, self.time, body))
+        let (crc, digest) = sums(&body);
+        Ok(Self { body, crc, digest, ..self })
     }
 
     /// Its header, but for the chain hash.
@@ -98,6 +111,11 @@ impl Encoded {
             chain: [0; 32],
         }
     }
+}
+
+/// Checksum and digest of a body.
+fn sums(body: &[u8]) -> (u32, [u8; 32]) {
+    (crc32fast::hash(body), *blake3::hash(body).as_bytes())
 }
 
 /// The answer to one batch.
@@ -131,6 +149,7 @@ struct Group {
     len: u64,
     batches: Vec<Gathered>,
     streams: BTreeMap<StreamId, Seq>,
+    ended: BTreeSet<StreamId>,
     names: Vec<Vec<u8>>,
 }
 
@@ -446,7 +465,15 @@ impl Core {
             changed |= *thought != seq;
             *thought = seq;
         }
+        if let Some(id) = encoded.must_be_open {
+            let state = self.view()?.stream(id)?;
+            if group.ended.contains(&id) || state.is_some_and(|state| !state.open) {
+                return Err(Error::misuse("the stream has ended; its state does not change any more")
+                    .hint("Nothing of this batch was written."));
+            }
+        }
         group.streams.extend(streams);
+        group.ended.extend(encoded.ends);
         group.names.extend(names);
         if changed { encoded.encoded_anew() } else { Ok(encoded) }
     }

@@ -65,6 +65,8 @@ pub(crate) struct Batch<'p> {
     pub(crate) drafts: Vec<Draft<'p>>,
     /// The sequence that the first record must get.
     pub(crate) expected: Option<Seq>,
+    /// Whether the stream of the first record must not have ended.
+    pub(crate) open: bool,
 }
 
 /// The proof that a batch is durable.

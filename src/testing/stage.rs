@@ -260,7 +260,7 @@ impl Stage {
                 term: None,
                 payload: payload.into(),
             };
-            match journal.submit(Batch { drafts: vec![draft], expected: None }) {
+            match journal.submit(Batch { drafts: vec![draft], expected: None, open: false }) {
                 Ok(ticket) => tickets.push((batch, ticket)),
                 Err(error) => self.complain("handing in", &error),
             }

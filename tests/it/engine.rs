@@ -54,6 +54,35 @@ fn a_run_exists_once_and_its_state_ends_with_it() {
     assert_eq!(read(dir.path(), "runs/t/r/checkpoints/0003-notes.txt"), b"late\n");
 }
 
+/// Also past its recorder, from another process, and within one group of batches.
+#[test]
+fn what_comes_behind_the_end_of_a_run_does_not_change_its_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, other) = (open(dir.path()), open(dir.path()));
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    let patch =
+        || Body::StatePatch(StatePatch { status: Some(Status::Running), ..StatePatch::default() }).into();
+    let end =
+        || NewRecord { ends: true, ..Body::Lifecycle(Lifecycle::new("over", Level::Info, "Over.")).into() };
+    engine.append(run.stream(), None, &[patch()]).unwrap();
+    let (first, late) = (
+        engine.submit(run.stream(), None, &[end(), patch()]).unwrap(),
+        engine.submit(run.stream(), None, &[patch()]).unwrap(),
+    );
+    assert_eq!(late.wait().unwrap_err().kind(), ErrorKind::Misuse);
+    first.wait().unwrap();
+    for engine in [&engine, &other] {
+        for record in [patch(), end()] {
+            let refused = engine.append(run.stream(), None, &[record]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Misuse);
+            assert!(!engine.is_poisoned());
+        }
+        let event = Body::Lifecycle(Lifecycle::new("note", Level::Info, "Later."));
+        engine.append(run.stream(), None, &[event.into()]).unwrap();
+    }
+    assert!(run.event(Lifecycle::new("note", Level::Info, "Mine.")).is_err(), "others have written to it");
+}
+
 #[test]
 fn another_writer_of_a_stream_is_noticed_by_its_sequence() {
     let dir = tempfile::tempdir().unwrap();
