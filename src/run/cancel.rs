@@ -12,11 +12,12 @@ pub struct Cancel(Arc<CancelInner>);
 
 #[derive(Debug)]
 struct CancelInner {
-    signal: AtomicI32,
     last: AtomicI32,
     count: AtomicU32,
+    handed_on: AtomicU32,
     #[cfg(feature = "tokio")]
     told: tokio::sync::Notify,
+    /// Readable from the first time on that a signal is to be handed on.
     wake: OwnedFd,
 }
 
@@ -26,20 +27,21 @@ impl Cancel {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::io("making an event descriptor", e.into()))?;
         Ok(Self(Arc::new(CancelInner {
-            signal: AtomicI32::new(0),
             last: AtomicI32::new(0),
             count: AtomicU32::new(0),
+            handed_on: AtomicU32::new(0),
             #[cfg(feature = "tokio")]
             told: tokio::sync::Notify::new(),
             wake,
         })))
     }
 
-    /// Hands a signal on to the worker, by its number (15 is SIGTERM); the run will end as
-    /// cancelled, by force once the grace is over.
+    /// Hands a signal on to the workers of all steps that have this handle, by its number (15 is
+    /// SIGTERM); their runs will end as cancelled, by force once the grace is over.
     pub fn cancel(&self, signal: i32) {
-        self.0.signal.store(signal, Ordering::SeqCst);
         self.interrupted(signal);
+        self.0.handed_on.fetch_add(1, Ordering::SeqCst);
+        let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
     }
 
     /// Notes that a signal reached the worker by itself, as Ctrl-C does where both share a process
@@ -47,7 +49,6 @@ impl Cancel {
     pub fn interrupted(&self, signal: i32) {
         self.0.last.store(signal, Ordering::SeqCst);
         self.0.count.fetch_add(1, Ordering::SeqCst);
-        let _ = rustix::io::write(&self.0.wake, &1_u64.to_ne_bytes());
         #[cfg(feature = "tokio")]
         self.0.told.notify_waiters();
     }
@@ -81,9 +82,8 @@ impl Cancel {
         self.0.wake.as_fd()
     }
 
-    pub(super) fn take(&self) -> Option<i32> {
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.0.wake, &mut count);
-        Some(self.0.signal.swap(0, Ordering::SeqCst)).filter(|signal| *signal != 0)
+    /// How often a signal was to be handed on.
+    pub(super) fn handed_on(&self) -> u32 {
+        self.0.handed_on.load(Ordering::SeqCst)
     }
 }

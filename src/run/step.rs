@@ -16,6 +16,9 @@ use std::path::PathBuf;
 /// How many bytes of returned lines go into one batch.
 const BATCH_LEN: usize = 4 << 20;
 
+/// The longest summary of a step that is recorded; what is longer is cut.
+const MAX_SUMMARY_LEN: usize = 64 << 10;
+
 /// Why an executor failed, in words of its own.
 pub type ExecutorError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,7 +46,7 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Whether it did what was asked.
     pub ok: bool,
-    /// How it went, in a sentence.
+    /// How it went, in a sentence; cut after 64 KiB.
     pub summary: String,
     /// An exit code of its own.
     pub exit_code: Option<i32>,
@@ -216,13 +219,14 @@ impl OpenStep {
         let failed = |outcome, summary| Answer::new(outcome, summary);
         let waited = self.engine.world().clock.monotonic_ns().saturating_sub(self.start_ns) / 1_000_000;
         let after = format!("after {}.{} s", waited / 1000, waited % 1000 / 100);
-        let (word, answer) = match came {
+        let (word, mut answer) = match came {
             Came::Answer(answer) => ("answered", answer),
             Came::Failed(why) => ("failed", failed(Outcome::Failed, why)),
             #[cfg(feature = "tokio")]
             Came::TimedOut => ("timed_out", failed(Outcome::Failed, format!("Timed out {after}."))),
             Came::Cancelled => ("cancelled", failed(Outcome::Cancelled, format!("Cancelled {after}."))),
         };
+        answer.summary.truncate(answer.summary.floor_char_boundary(MAX_SUMMARY_LEN));
         self.lines(&answer)?;
         let exit_code = answer.exit_code.unwrap_or(i32::from(!answer.ok));
         let mut rest = Vec::new();

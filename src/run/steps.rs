@@ -61,13 +61,25 @@ impl Steps {
         cancel: &Cancel,
     ) -> Result<ProcessResult> {
         let place = self.place().await?;
-        let (engine, stop) = (self.engine.clone(), cancel.clone());
-        let guard = CancelOnDrop(Some(cancel.clone()));
-        let done = tokio::task::spawn_blocking(move || {
+        // Of one's own: dropping this future must not stop others that `cancel` stands for too.
+        let own = Cancel::new()?;
+        if cancel.is_cancelled() {
+            own.cancel(cancel.signal());
+        }
+        let (engine, stop) = (self.engine.clone(), own.clone());
+        let guard = CancelOnDrop(Some(own.clone()));
+        let mut done = tokio::task::spawn_blocking(move || {
             let _place = place;
             record_process(&engine, request, &options, &mut output, &stop)
         });
-        let result = done.await.map_err(panicked);
+        let result = tokio::select! {
+            result = &mut done => result,
+            () = cancel.cancelled() => {
+                own.cancel(cancel.signal());
+                done.await
+            }
+        };
+        let result = result.map_err(panicked);
         guard.forget();
         result?
     }

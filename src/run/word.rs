@@ -19,7 +19,7 @@ const MAX_OUTCOME_LEN: u64 = 64 << 10;
 const MAX_SUMMARY_LEN: usize = 4 << 10;
 /// How many of its files are listed, so that the list fits into the batch that ends the run.
 const MAX_ARTIFACTS: usize = 1_000;
-/// How long all of their names may be together.
+/// How long all of their names may be together, as JSON.
 const MAX_NAMES_LEN: usize = 256 << 10;
 /// How many entries of its folders are looked at.
 const MAX_ENTRIES: u64 = 50_000;
@@ -202,13 +202,14 @@ impl Found<'_> {
     }
 
     fn file(&mut self, disk: &dyn Disk, path: String) {
-        if self.listed.len() >= MAX_ARTIFACTS || self.names_len + path.len() > MAX_NAMES_LEN {
+        let name_len = serde_json::to_string(&path).map_or(usize::MAX, |json| json.len());
+        if self.listed.len() >= MAX_ARTIFACTS || name_len > MAX_NAMES_LEN - self.names_len {
             self.over += 1;
             return;
         }
         match self.digest(disk, &path) {
             Ok((bytes, digest)) => {
-                self.names_len += path.len();
+                self.names_len += name_len;
                 if digest.is_none() {
                     self.refuse(&path, "it is listed without a digest: it is too long, or there was a hurry");
                 }

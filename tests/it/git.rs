@@ -48,7 +48,7 @@ fn no_git() -> bool {
 impl Place {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let top = dir.path().join("work");
+        let top = dir.path().join("tree");
         fs::create_dir(&top).unwrap();
         let mut place = Self { dir, top, base: String::new() };
         git(&place.top, &["init", "-q"]);
@@ -271,7 +271,7 @@ fn a_patch_that_reaches_out_of_the_working_tree_is_refused_untouched() {
         new_file("fine", "100644", "x") + &new_file("../escaped", "100644", "x"),
         new_file("a.txt", "100644", "x"),
         "diff --git a/a.txt b/../escaped\nsimilarity index 100%\nrename from a.txt\nrename to ../escaped\n".to_owned(),
-        "diff --git a/../work/a.txt b/x\nsimilarity index 100%\ncopy from ../work/a.txt\ncopy to x\n".to_owned(),
+        "diff --git a/../tree/a.txt b/x\nsimilarity index 100%\ncopy from ../tree/a.txt\ncopy to x\n".to_owned(),
         "diff --git a/.git/config b/x\nsimilarity index 100%\ncopy from .git/config\ncopy to x\n".to_owned(),
         "diff --git a/.git/config b/x\nsimilarity index 100%\nrename from .git/config\nrename to x\n".to_owned(),
         "diff --git a/.git/HEAD b/.git/HEAD\ndeleted file mode 100644\nindex 1111111..0000000\n".to_owned(),

@@ -5,7 +5,7 @@ use runwal::engine::{Engine, Entry, Log, Options};
 use runwal::record::{Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, Status};
 use runwal::run::{
     Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Deferred, Discard, Executor, ExecutorError,
-    Outcome, ProcessOptions, RunRequest, RunResult, Step, Steps, run_step,
+    Outcome, Output, ProcessOptions, RunRequest, RunResult, Step, Steps, record_process, run_step,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -191,6 +191,18 @@ fn an_error_or_a_panic_of_an_executor_is_a_failed_step() {
         (Outcome::Failed, "The executor panicked: out of luck")
     );
     assert_eq!(status(dir.path(), "panic"), (Some(Status::Failed), true));
+}
+
+/// An error that quotes a whole log ends the run all the same.
+#[test]
+fn a_summary_that_is_far_too_long_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let failing = By(|_: &mut Step<'_>| Err("é".repeat(2 << 20).into()));
+    let cancel = Cancel::new().unwrap();
+    let result = run_step(&engine, request("r"), &failing, &Checkpoints::default(), &cancel).unwrap();
+    assert_eq!((result.outcome, result.summary.len()), (Outcome::Failed, 64 << 10));
+    assert_eq!(status(dir.path(), "r"), (Some(Status::Failed), true));
 }
 
 #[test]
@@ -411,5 +423,59 @@ async fn a_dropped_process_leaves_no_process_behind() {
     for pid in pids.split_whitespace() {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         assert!(stat.is_empty() || stat.contains(") Z "), "{pid} is there: {stat}");
+    }
+}
+
+fn sleeping(run: &str) -> RunRequest {
+    let mut asked = request(run);
+    asked.command = ["sh", "-c", "echo on; exec sleep 1000"].map(|word| word.as_bytes().to_vec()).to_vec();
+    asked
+}
+
+/// Says when a worker has said something.
+struct Says(mpsc::UnboundedSender<()>);
+
+impl Output for Says {
+    fn write(&mut self, _: Channel, _: &[u8], _: &dyn Fn() -> bool) -> std::io::Result<()> {
+        let _ = self.0.send(());
+        Ok(())
+    }
+}
+
+/// One handle may stand for many steps: it stops all of them, with and without a runtime between.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_token_stops_all_the_steps_that_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let steps = Steps::new(&engine, 4);
+    let cancel = Cancel::new().unwrap();
+    let (says, mut said) = mpsc::unbounded_channel();
+    let through = |run: &'static str| {
+        let (steps, cancel, output) = (steps.clone(), cancel.clone(), Says(says.clone()));
+        let run =
+            async move { steps.process(sleeping(run), ProcessOptions::default(), output, &cancel).await };
+        tokio::spawn(run)
+    };
+    let directly = |run: &'static str| {
+        let (engine, cancel, mut output) = (engine.clone(), cancel.clone(), Says(says.clone()));
+        tokio::task::spawn_blocking(move || {
+            record_process(&engine, sleeping(run), &ProcessOptions::default(), &mut output, &cancel)
+        })
+    };
+    let dropped = through("dropped");
+    let others = [through("a"), through("b"), directly("c"), directly("d")];
+    for _ in 0..5 {
+        said.recv().await.unwrap();
+    }
+    // Dropping one of them is no word to the others.
+    dropped.abort();
+    assert_eq!(ended(dir.path(), "dropped").await, Some(Status::Cancelled));
+    assert!(!cancel.is_cancelled());
+    for run in ["a", "b", "c", "d"] {
+        assert_eq!(status(dir.path(), run), (Some(Status::Running), false), "{run}");
+    }
+    cancel.cancel(15);
+    for other in others {
+        assert_eq!(other.await.unwrap().unwrap().run.outcome, Outcome::Cancelled);
     }
 }

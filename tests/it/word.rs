@@ -245,3 +245,14 @@ fn what_nobody_reads_any_more_is_removed() {
     record(&place, "next", "true");
     assert!(!late.exists() && open.exists());
 }
+
+/// Names that grow sixfold as JSON do not make the run's last record too long.
+#[test]
+fn artifacts_with_long_odd_names_leave_room_for_the_end() {
+    let place = Place::new();
+    let script = r#"cd "$RUNWAL_ARTIFACTS" && n=$(printf '\001%.0s' $(seq 230)) && for i in $(seq 1000); do : > "$n$i"; done"#;
+    let (code, state, events) = record(&place, "r", script);
+    assert_eq!((code, &state["status"]), (Some(0), &"completed".into()));
+    assert!(events.last().unwrap()["data"]["artifacts"].as_array().unwrap().len() > 100);
+    assert_eq!(find(&events, "artifact_skipped").len(), 1);
+}

@@ -224,7 +224,11 @@ impl Job<'_> {
         let group = terminal.gives_own_group();
         let known = identity(child.id());
         let pipeline = Pipeline::default();
-        pipeline.push(clock, self.started_records(child.id(), known)?, true);
+        let started = self.started_records(child.id(), known).inspect_err(|_| {
+            end_at_once(child, group);
+            terminal.restore();
+        })?;
+        pipeline.push(clock, started, true);
         let limits = Limits { timeout_ms: self.asked.timeout_ms, grace_ms: self.asked.grace_ms };
         let worker = Worker::of(child, group, clock, cancel);
         let suspend = |stop: &dyn Fn()| self.engine.between_commits(stop);

@@ -160,18 +160,21 @@ impl Worker {
         suspend: &dyn Fn(&dyn Fn()),
     ) {
         let since = |from: u64| clock.monotonic_ns().saturating_sub(from) / 1_000_000;
-        let mut stopping = None;
+        let (mut stopping, mut handed_on) = (None, 0);
         loop {
-            let mut fds = [
-                PollFd::new(&self.exit, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.cancel.wake(), PollFlags::IN),
-            ];
+            // The first signal wakes; others have the same handle, so that it stays readable.
+            let wake = if handed_on == 0 { self.cancel.wake() } else { self.exit.as_fd() };
+            let mut fds =
+                [PollFd::new(&self.exit, PollFlags::IN), PollFd::from_borrowed_fd(wake, PollFlags::IN)];
             // An interrupted poll is looked at as one whose time was up.
             let _ = poll(&mut fds, Some(&PATIENCE));
             if !fds[0].revents().is_empty() {
                 return;
             }
-            if let Some(number) = self.cancel.take() {
+            let asked = self.cancel.handed_on();
+            if asked != handed_on {
+                handed_on = asked;
+                let number = self.cancel.signal();
                 self.cancelled.store(number, Ordering::SeqCst);
                 stopping.get_or_insert(clock.monotonic_ns());
                 self.signal(Signal::from_named_raw(number).unwrap_or(Signal::TERM));
