@@ -1,9 +1,9 @@
 //! The engine for asynchronous callers: the same journal behind a commit thread of its own, so
 //! that no append ever blocks a thread of the runtime on the disk.
 
-use crate::engine::{Engine, NewRecord, Receipt, Ticket};
+use crate::engine::{Conditions, Engine, NewRecord, Receipt, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::position::{Seq, StreamId, Time};
+use crate::position::{StreamId, Time};
 use crate::record::RunPrepared;
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,14 +14,14 @@ pub const MAX_WAITING: usize = 1024;
 enum Job {
     Append {
         stream: StreamId,
-        expected: Option<Seq>,
+        conditions: Conditions,
         records: Vec<NewRecord>,
         answer: Answer,
     },
     Begin {
         request: Box<RunPrepared>,
         created_at: Option<Time>,
-        term: Option<u64>,
+        conditions: Conditions,
         then: Vec<NewRecord>,
         answer: Answer,
     },
@@ -70,10 +70,11 @@ impl AsyncEngine {
     pub async fn append(
         &self,
         stream: StreamId,
-        expected: Option<Seq>,
+        conditions: impl Into<Conditions>,
         records: Vec<NewRecord>,
     ) -> Result<Receipt> {
-        self.ask(|answer| Job::Append { stream, expected, records, answer }).await
+        let conditions = conditions.into();
+        self.ask(|answer| Job::Append { stream, conditions, records, answer }).await
     }
 
     /// Opens the stream of a run with its first records. Durable when the future is ready.
@@ -84,11 +85,11 @@ impl AsyncEngine {
         &self,
         request: RunPrepared,
         created_at: Option<Time>,
-        term: Option<u64>,
+        conditions: Conditions,
         then: Vec<NewRecord>,
     ) -> Result<Receipt> {
         let request = Box::new(request);
-        self.ask(|answer| Job::Begin { request, created_at, term, then, answer }).await
+        self.ask(|answer| Job::Begin { request, created_at, conditions, then, answer }).await
     }
 
     /// Commits everything accepted so far and ends in order. Appends of other clones fail from
@@ -121,11 +122,11 @@ fn commit(engine: &Engine, mut waiting: mpsc::Receiver<Job>) {
         let mut close = None;
         for job in jobs.drain(..) {
             match job {
-                Job::Append { stream, expected, records, answer } => {
-                    pending.push((answer, engine.submit(stream, expected, &records)));
+                Job::Append { stream, conditions, records, answer } => {
+                    pending.push((answer, engine.submit(stream, conditions, &records)));
                 }
-                Job::Begin { request, created_at, term, then, answer } => {
-                    pending.push((answer, engine.submit_run(&request, created_at, term, &then)));
+                Job::Begin { request, created_at, conditions, then, answer } => {
+                    pending.push((answer, engine.submit_run(&request, created_at, conditions, &then)));
                 }
                 Job::Close { answer } => close = Some(answer),
             }

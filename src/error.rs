@@ -4,7 +4,7 @@
 //! that says what happened, and where the journal is concerned also a [`Place`]. Its text is for
 //! people and is never parsed.
 
-use crate::position::Position;
+use crate::position::{Position, Seq};
 use std::fmt;
 
 /// Shorthand used throughout the crate.
@@ -89,6 +89,33 @@ impl ErrorKind {
     }
 }
 
+/// What stood against an append, for callers that decide by it. Nothing was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Conflict {
+    /// A stream of this name exists.
+    Exists,
+    /// Somebody else has written to the stream.
+    Sequence {
+        /// The sequence that the first record was to get.
+        expected: Seq,
+        /// The one it would have got.
+        found: Seq,
+    },
+    /// A later conductor has taken over.
+    Term {
+        /// The append's term.
+        given: u64,
+        /// The highest one in the stream, or in the journal.
+        seen: u64,
+    },
+    /// The idempotency key was used for something else.
+    Key {
+        /// The record that bears it.
+        position: Position,
+    },
+}
+
 /// Where in the journal something was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Place {
@@ -105,6 +132,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     place: Option<Place>,
+    conflict: Option<Conflict>,
     hint: Option<String>,
     source: Option<std::io::Error>,
 }
@@ -115,7 +143,14 @@ pub struct Error(Box<Inner>);
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), place: None, hint: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            place: None,
+            conflict: None,
+            hint: None,
+            source: None,
+        }))
     }
 
     pub(crate) fn misuse(message: impl Into<String>) -> Self {
@@ -124,6 +159,12 @@ impl Error {
 
     pub(crate) fn corrupt(message: impl Into<String>, place: Place) -> Self {
         Self::new(ErrorKind::Corrupt, message).at(place)
+    }
+
+    pub(crate) fn conflict_of(conflict: Conflict, message: impl Into<String>) -> Self {
+        let mut error = Self::new(ErrorKind::Conflict, message);
+        error.0.conflict = Some(conflict);
+        error
     }
 
     /// An error of one's own: what was being done when the operating system refused.
@@ -172,6 +213,11 @@ impl Error {
     /// Where in the journal, if it concerns a place there.
     pub fn place(&self) -> Option<Place> {
         self.0.place
+    }
+
+    /// What stood against an append, if that is why it was refused.
+    pub fn conflict(&self) -> Option<Conflict> {
+        self.0.conflict
     }
 
     /// What to do next, in words.

@@ -85,5 +85,5 @@ pub mod run;
 pub mod testing;
 
 pub use engine::{Engine, Log, Options};
-pub use error::{Error, ErrorKind};
+pub use error::{Conflict, Error, ErrorKind};
 pub use journal::{Damage, JournalOptions, Receipt, Spares, Verdict, Verification};

@@ -381,6 +381,7 @@ fn decode(raw: RawRecord) -> Result<Record> {
         created_at: raw.created,
         ends: raw.closes,
         more: raw.more,
+        key: raw.key,
         term: raw.term,
         len,
         body,

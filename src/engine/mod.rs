@@ -17,10 +17,10 @@ pub(crate) use repair::{hex, outcome_name};
 use crate::clock::{Clock, Entropy, System};
 use crate::disk::Disk;
 use crate::disk::os::OsDisk;
-use crate::error::{Error, ErrorKind, Result};
-pub use crate::journal::Receipt;
+use crate::error::{Conflict, Error, ErrorKind, Result};
 use crate::journal::live::Alive;
 use crate::journal::{Batch, Damage, Draft, Journal, JournalOptions, Target};
+pub use crate::journal::{Conditions, Receipt};
 use crate::position::{Seq, StreamId, Time};
 use crate::projection::{LogTail, RunFold};
 use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
@@ -216,18 +216,19 @@ impl Engine {
         self.0.journal.is_poisoned()
     }
 
-    /// Opens the stream of a run with its first records, all or nothing. Durable on return.
+    /// Opens the stream of a run with its first records, all or nothing. Durable on return. An
+    /// expected sequence makes no sense here, as the stream begins; a term and a key do.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] where a run of this name exists.
+    /// [`ErrorKind::Conflict`] where a run of this name exists, or a higher term was seen.
     pub fn begin_run(
         &self,
         request: &RunPrepared,
         created_at: Option<Time>,
-        term: Option<u64>,
+        conditions: Conditions,
         then: &[NewRecord],
     ) -> Result<Receipt> {
-        self.submit_run(request, created_at, term, then)?.wait()
+        self.submit_run(request, created_at, conditions, then)?.wait()
     }
 
     /// The same without waiting: the ticket gives the receipt.
@@ -235,16 +236,15 @@ impl Engine {
         &self,
         request: &RunPrepared,
         created_at: Option<Time>,
-        term: Option<u64>,
+        conditions: Conditions,
         then: &[NewRecord],
     ) -> Result<Ticket> {
         let first = NewRecord { created_at, ..Body::Run(Box::new(request.clone())).into() };
         let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), &first)?];
-        drafts[0].term = term;
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let ticket = self.submit_batch(Batch { drafts, expected: None, open: false })?;
+        let ticket = self.submit_batch(Batch { drafts, conditions, open: false })?;
         Ok(Ticket {
             inner: ticket,
             publisher: self.0.publisher.get().cloned(),
@@ -252,26 +252,58 @@ impl Engine {
         })
     }
 
-    /// Appends records to a stream, all or nothing. Durable on return.
+    /// Appends records to a stream, all or nothing. Durable on return. An expected sequence is a
+    /// condition by itself; a conductor's term and an idempotency key are others.
+    ///
+    /// ```
+    /// use runwal::engine::{Conditions, Engine, Options};
+    /// use runwal::error::Conflict;
+    /// use runwal::record::{Body, Channel, Id};
+    /// use runwal::run::{Recorder, RunRequest};
+    ///
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let (engine, _) = Engine::open(dir.path().join("data"), Options::default())?;
+    /// let run = Recorder::prepare(&engine, RunRequest::new(Id::new("t")?, Id::new("r")?, Id::new("s")?))?;
+    /// let line = [Body::Chunk(Channel::Stdout, b"hello\n".to_vec()).into()];
+    ///
+    /// // Sure that it was written, or not? Say it again under the same key.
+    /// let once = || Conditions::none().term(7).key("greeting");
+    /// let receipt = engine.append(run.stream(), once(), &line)?;
+    /// assert_eq!(engine.append(run.stream(), once(), &line)?, receipt);
+    ///
+    /// // A conductor that was taken over from is told so.
+    /// let late = engine.append(run.stream(), Conditions::none().term(6), &line).unwrap_err();
+    /// assert_eq!(late.conflict(), Some(Conflict::Term { given: 6, seen: 7 }));
+    /// # Ok::<(), runwal::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] where the stream's next sequence is not `expected`: somebody else,
-    /// a recovery perhaps, has written to it. [`ErrorKind::Misuse`] where the run has ended, and a
-    /// record changes its state or ends it.
-    pub fn append(&self, stream: StreamId, expected: Option<Seq>, records: &[NewRecord]) -> Result<Receipt> {
-        self.submit(stream, expected, records)?.wait()
+    /// [`ErrorKind::Conflict`] where a condition does not hold; [`Error::conflict`] tells which.
+    /// [`ErrorKind::Misuse`] where the run has ended, and a record changes its state or ends it.
+    pub fn append(
+        &self,
+        stream: StreamId,
+        conditions: impl Into<Conditions>,
+        records: &[NewRecord],
+    ) -> Result<Receipt> {
+        self.submit(stream, conditions, records)?.wait()
     }
 
     /// The same without waiting: the ticket gives the receipt. Tickets are made durable by whoever
     /// waits for one next, several with one sync; dropping one does not take its records back.
-    pub fn submit(&self, stream: StreamId, expected: Option<Seq>, records: &[NewRecord]) -> Result<Ticket> {
+    pub fn submit(
+        &self,
+        stream: StreamId,
+        conditions: impl Into<Conditions>,
+        records: &[NewRecord],
+    ) -> Result<Ticket> {
         let drafts = records
             .iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
         // What changes the state of a run, or ends it, comes too late behind its end.
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
-        let ticket = self.submit_batch(Batch { drafts, expected, open })?;
+        let ticket = self.submit_batch(Batch { drafts, conditions: conditions.into(), open })?;
         Ok(Ticket { inner: ticket, publisher: self.0.publisher.get().cloned(), begins: None })
     }
 
@@ -283,16 +315,11 @@ impl Engine {
                 return self.append(stream, None, &record);
             }
             let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
-            match self
-                .submit_batch(Batch {
-                    drafts: vec![self.draft(target, &record[0])?],
-                    expected: None,
-                    open: false,
-                })?
-                .wait()
-            {
+            let drafts = vec![self.draft(target, &record[0])?];
+            let batch = Batch { drafts, conditions: Conditions::none(), open: false };
+            match self.submit_batch(batch)?.wait() {
                 // Another process was faster in opening it.
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) if error.conflict() == Some(Conflict::Exists) => {}
                 other => return other,
             }
         }

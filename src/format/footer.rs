@@ -4,10 +4,18 @@
 use super::bytes::Take;
 use super::{Digest, Flaw, MAX_FOOTER_LEN, Site};
 use crate::position::{Position, Seq, StreamId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a footer's header.
 pub const FOOTER_HEADER_LEN: usize = 24;
+
+/// Bytes of a name or a key: two numbers.
+pub(crate) const PAIR_LEN: usize = 16;
+
+/// Bytes of a body in front of its lists, and of the entries of the first two.
+const FIXED_LEN: usize = 7 * 8 + 32 + 6 * 4;
+const OPEN_STREAM_LEN: usize = 4 * 8;
+const STREAM_LEN: usize = 5 * 8 + 4 * 4;
 
 const MAGIC: [u8; 4] = *b"RWF1";
 const CLOSED: u32 = 1;
@@ -65,8 +73,8 @@ pub struct Footer {
     pub streams: BTreeMap<StreamId, StreamEntry>,
     /// The streams opened here, by [`name_hash`], sorted.
     pub names: Vec<(u64, StreamId)>,
-    /// The records with an idempotency key here, by [`name_hash`] of the key, sorted.
-    pub keys: Vec<(u64, Position)>,
+    /// The records with an idempotency key here, by [`name_hash`] of the key.
+    pub keys: BTreeSet<(u64, Position)>,
     /// Batches about every 64 KiB: first position and offset, ascending.
     pub positions: Vec<(Position, u64)>,
 }
@@ -80,6 +88,15 @@ pub fn name_hash(name: &[u8]) -> u64 {
 }
 
 impl Footer {
+    /// Where the keys begin, in header and body as encoded.
+    pub(crate) fn keys_offset(&self) -> u64 {
+        let before = FIXED_LEN
+            + OPEN_STREAM_LEN * self.open.len()
+            + STREAM_LEN * self.streams.len()
+            + PAIR_LEN * self.names.len();
+        (FOOTER_HEADER_LEN + before) as u64
+    }
+
     /// Header and body for the place where they will stand; `None` where the body would break its limit.
     pub fn encode(&self, site: &Site, offset: u64) -> Option<Vec<u8>> {
         let body = self.encode_body();
@@ -230,7 +247,7 @@ impl Footer {
             footer.names.push((take.u64()?, StreamId(take.u64()?)));
         }
         for _ in 0..keys {
-            footer.keys.push((take.u64()?, Position(take.u64()?)));
+            footer.keys.insert((take.u64()?, Position(take.u64()?)));
         }
         for _ in 0..positions {
             footer.positions.push((Position(take.u64()?), take.u64()?));
@@ -286,8 +303,14 @@ mod tests {
             let bytes = footer.encode(&site, 4_096).unwrap();
             let (len, crc) = Footer::decode_header(&bytes, &site, 4_096).unwrap();
             prop_assert_eq!(len as usize, bytes.len() - FOOTER_HEADER_LEN);
-            prop_assert_eq!(Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc).unwrap(), footer);
+            prop_assert_eq!(&Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc).unwrap(), &footer);
             prop_assert!(Footer::decode_header(&bytes, &site, 4_097).is_err());
+            let mut at = usize::try_from(footer.keys_offset()).unwrap();
+            for (hash, position) in &footer.keys {
+                let mut take = Take(&bytes[at..]);
+                prop_assert_eq!((take.u64(), take.u64()), (Some(*hash), Some(position.0)));
+                at += PAIR_LEN;
+            }
         }
 
         #[test]

@@ -8,6 +8,7 @@ mod mark;
 mod record;
 
 pub use batch::{BATCH_HEADER_LEN, BatchHeader, Durability, chain};
+pub(crate) use footer::PAIR_LEN;
 pub use footer::{FOOTER_HEADER_LEN, Footer, OpenStream, StreamEntry, name_hash};
 pub use header::{HEADER_COPY_LEN, HeaderBlock, SEGMENT_DATA_START, SegmentHeader};
 pub use mark::{BUSY_OFFSET, Busy, MARK_LEN, MARK_SLOT_OFFSETS, Mark, Phase};

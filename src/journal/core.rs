@@ -1,5 +1,6 @@
 //! One process's turn at the journal: lock, catch up, check, write, sync, publish, unlock.
 
+mod admission;
 mod giving_up;
 
 use super::mark::{Lock, MarkFile, MarkView, create_mark};
@@ -7,7 +8,7 @@ use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
 use super::spare::{self, Blank, Filler};
 use super::view::{View, bound_of, known_journal, newest};
-use super::{Batch, JournalOptions, OpenReport, Receipt, Recovered};
+use super::{Batch, Conditions, JournalOptions, OpenReport, Receipt, Recovered};
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
@@ -34,7 +35,7 @@ const LONG_BODY_LEN: usize = 64 << 10;
 pub(super) struct Encoded {
     /// The stream of each record, and the sequence that was thought it would get.
     heads: Vec<(Target, Seq)>,
-    expected: Option<Seq>,
+    conditions: Conditions,
     /// The stream that must not have ended, and the one that ends in here.
     must_be_open: Option<StreamId>,
     ends: Option<StreamId>,
@@ -56,7 +57,7 @@ impl Encoded {
         let (crc, digest) = sums(&body);
         Self {
             heads,
-            expected: batch.expected,
+            conditions: batch.conditions.clone(),
             must_be_open: batch.drafts.first().filter(|_| batch.open).and_then(stream),
             ends: batch.drafts.iter().find(|draft| draft.close).and_then(stream),
             time,
@@ -151,6 +152,10 @@ struct Group {
     streams: BTreeMap<StreamId, Seq>,
     ended: BTreeSet<StreamId>,
     names: Vec<Vec<u8>>,
+    keys: BTreeSet<Vec<u8>>,
+    /// The highest term in it, and that of each stream.
+    term: u64,
+    terms: BTreeMap<StreamId, u64>,
 }
 
 /// A batch with its place in the group.
@@ -391,6 +396,13 @@ impl Core {
         encoded: Encoded,
         tell: &mut dyn FnMut(usize, Answer),
     ) -> Result<()> {
+        if encoded.conditions.key.as_ref().is_some_and(|key| group.keys.contains(key)) {
+            self.flush(group, tell)?;
+        }
+        if let Some(receipt) = self.repeated(&encoded)? {
+            tell(i, Ok(receipt));
+            return Ok(());
+        }
         let frame_len = (BATCH_HEADER_LEN + encoded.body.len()) as u64;
         let view = self.view()?;
         let at = view.spot.offset + group.len;
@@ -417,65 +429,6 @@ impl Core {
         group.len += header.frame_len();
         group.batches.push(Gathered { nth: i, offset, header, body: encoded.body, receipt });
         Ok(())
-    }
-
-    /// Gives every record its sequence, refusing what does not fit; encodes anew where the
-    /// sequences turned out otherwise than was thought outside the lock.
-    fn check(&mut self, group: &mut Group, mut encoded: Encoded) -> Result<Encoded> {
-        let mut opened: Option<Seq> = None;
-        let mut changed = false;
-        let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
-        let mut names = Vec::new();
-        for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
-            let seq = match &*target {
-                Target::Open(name) => {
-                    let taken = group.names.contains(name) || names.contains(name);
-                    if taken || self.view()?.find_name(name)?.is_some() {
-                        let name = String::from_utf8_lossy(name).into_owned();
-                        return Err(Error::new(ErrorKind::Conflict, format!("{name} exists already")));
-                    }
-                    names.push(name.clone());
-                    opened = Some(Seq(1));
-                    Seq(1)
-                }
-                Target::Opened => {
-                    let last = opened.ok_or_else(|| Error::misuse("no stream was opened in this batch"))?;
-                    let seq = next_seq(last)?;
-                    opened = Some(seq);
-                    seq
-                }
-                Target::Stream(id) => {
-                    let last = match streams.get(id).or_else(|| group.streams.get(id)) {
-                        Some(seq) => *seq,
-                        None => match self.view()?.stream(*id)? {
-                            Some(state) => state.last_seq,
-                            None => return Err(Error::misuse(format!("there is no stream {id}"))),
-                        },
-                    };
-                    let seq = next_seq(last)?;
-                    streams.insert(*id, seq);
-                    seq
-                }
-            };
-            if let Some(expected) = encoded.expected.filter(|expected| nth == 0 && *expected != seq) {
-                let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
-                return Err(Error::new(ErrorKind::Conflict, message)
-                    .hint("Another process has written to it; nothing of this batch was."));
-            }
-            changed |= *thought != seq;
-            *thought = seq;
-        }
-        if let Some(id) = encoded.must_be_open {
-            let state = self.view()?.stream(id)?;
-            if group.ended.contains(&id) || state.is_some_and(|state| !state.open) {
-                return Err(Error::misuse("the stream has ended; its state does not change any more")
-                    .hint("Nothing of this batch was written."));
-            }
-        }
-        group.streams.extend(streams);
-        group.ended.extend(encoded.ends);
-        group.names.extend(names);
-        if changed { encoded.encoded_anew() } else { Ok(encoded) }
     }
 
     /// One write, one sync, for all that was gathered.

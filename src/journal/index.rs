@@ -69,7 +69,7 @@ pub(crate) fn add(index: &mut Footer, offset: u64, header: &BatchHeader, body: &
             index.open.remove(&record.stream);
         }
         if let Some(key) = record.key {
-            insert_sorted(&mut index.keys, (name_hash(key), record.position));
+            index.keys.insert((name_hash(key), record.position));
         }
     }
     if index.positions.last().is_none_or(|(_, last)| offset - last >= POSITION_STRIDE) {
@@ -181,6 +181,21 @@ pub(crate) fn of_sealed(disk: &dyn Disk, journal: &[u8; 16], number: u64, writab
         }
     }
     Ok(index)
+}
+
+/// The file that a sealed segment's index stands in, and where: its own, or one in the cache.
+/// `None` where it has neither.
+pub(crate) fn place_of(
+    disk: &dyn Disk,
+    segment: &Segment,
+    successor: Option<&SegmentHeader>,
+) -> Result<Option<(String, u64)>> {
+    let Some(successor) = successor else { return Ok(None) };
+    if successor.prev_footer_len > 0 && matches!(read_footer(segment, successor)?, Some(Ok(_))) {
+        return Ok(Some((segment::file_name(segment.number()), successor.prev_end)));
+    }
+    let kept = stored(disk, segment, Some(successor))?.is_some();
+    Ok(kept.then(|| (sidecar_name(segment.number()), 0)))
 }
 
 fn sidecar_name(number: u64) -> String {

@@ -7,6 +7,7 @@
 
 mod core;
 mod index;
+mod keys;
 pub(crate) mod live;
 mod mark;
 pub(crate) mod read;
@@ -58,13 +59,84 @@ impl Default for JournalOptions {
     }
 }
 
+/// What must hold for an append to be written. They are checked under the journal's lock, with
+/// everything seen that any process has written: there is no moment between check and write.
+///
+/// ```
+/// use runwal::engine::Conditions;
+/// use runwal::position::Seq;
+/// let conditions = Conditions::none().expecting(Seq(5)).term(3).key("invoice-17");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conditions {
+    expected: Option<Seq>,
+    term: Option<(u64, Scope)>,
+    key: Option<Vec<u8>>,
+}
+
+/// Where a higher term stands against a lower one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Journal,
+    Stream,
+}
+
+impl Conditions {
+    /// None: the append is written wherever it fits.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The first record must get this sequence in its stream: nobody else has written to it.
+    /// Otherwise [`Conflict::Sequence`](crate::error::Conflict::Sequence).
+    pub fn expecting(self, seq: Seq) -> Self {
+        Self { expected: Some(seq), ..self }
+    }
+
+    /// The append is made in the name of a conductor of this term. All its records bear the term;
+    /// from then on whoever comes with a lower one is refused, in any stream, by any process:
+    /// [`Conflict::Term`](crate::error::Conflict::Term). Appends without a term are not compared.
+    pub fn term(self, term: u64) -> Self {
+        Self { term: Some((term, Scope::Journal)), ..self }
+    }
+
+    /// The same, compared with the terms of this stream alone: for conductors that lead some
+    /// streams each. It counts for those who compare with the whole journal.
+    pub fn stream_term(self, term: u64) -> Self {
+        Self { term: Some((term, Scope::Stream)), ..self }
+    }
+
+    /// The append happens once: where one with this key is in the journal, nothing is written and
+    /// the receipt of that one is given, before any other condition is looked at. A key is at most
+    /// 256 bytes, of the whole journal, and remembered for as long as the journal is.
+    ///
+    /// What is compared is the stream, and of each record what it says, `created_at` where it was
+    /// given, and its flags; not the append time and not the term. Other content is
+    /// [`Conflict::Key`](crate::error::Conflict::Key).
+    pub fn key(self, key: impl Into<Vec<u8>>) -> Self {
+        Self { key: Some(key.into()), ..self }
+    }
+}
+
+impl From<Seq> for Conditions {
+    fn from(seq: Seq) -> Self {
+        Self::none().expecting(seq)
+    }
+}
+
+impl From<Option<Seq>> for Conditions {
+    fn from(seq: Option<Seq>) -> Self {
+        Self { expected: seq, ..Self::none() }
+    }
+}
+
 /// Records that become durable together or not at all.
 #[derive(Debug, Clone)]
 pub(crate) struct Batch<'p> {
     /// At least one.
     pub(crate) drafts: Vec<Draft<'p>>,
-    /// The sequence that the first record must get.
-    pub(crate) expected: Option<Seq>,
+    /// What must hold for it. Its key and term become those of the drafts.
+    pub(crate) conditions: Conditions,
     /// Whether the stream of the first record must not have ended.
     pub(crate) open: bool,
 }
@@ -173,6 +245,12 @@ impl Journal {
     /// Hands a batch in. It is committed by whoever waits next; dropping the ticket does not take
     /// it back.
     pub(crate) fn submit(&self, mut batch: Batch<'_>) -> Result<Ticket> {
+        if let Some(first) = batch.drafts.first_mut() {
+            first.key.clone_from(&batch.conditions.key);
+        }
+        for draft in &mut batch.drafts {
+            draft.term = batch.conditions.term.map(|(term, _)| term);
+        }
         check_limits(&batch)?;
         {
             let mut queue = hold(&self.0.queue);
@@ -283,7 +361,7 @@ fn guess(batch: &mut Batch<'_>, guesses: &mut BTreeMap<StreamId, Seq>) {
             Target::Opened => &mut opened,
             Target::Stream(id) => guesses.entry(*id).or_default(),
         };
-        if let Some(expected) = batch.expected.filter(|_| nth == 0) {
+        if let Some(expected) = batch.conditions.expected.filter(|_| nth == 0) {
             *last = Seq(expected.0.saturating_sub(1));
         }
         *last = Seq(last.0.saturating_add(1));
@@ -312,8 +390,8 @@ fn check_limits(batch: &Batch<'_>) -> Result<()> {
                 name.len()
             ));
         }
-        if draft.key.as_ref().is_some_and(|key| key.len() > MAX_KEY_LEN) {
-            return refuse(format!("an idempotency key is over the limit of {MAX_KEY_LEN} bytes"));
+        if draft.key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
+            return refuse(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes"));
         }
     }
     Ok(())

@@ -27,6 +27,7 @@ pub(crate) struct RawRecord {
     pub(crate) more: bool,
     pub(crate) time: Time,
     pub(crate) created: Time,
+    pub(crate) key: Option<Vec<u8>>,
     pub(crate) term: Option<u64>,
     pub(crate) payload: Vec<u8>,
 }
@@ -474,6 +475,7 @@ pub(crate) fn owned_records(
                 more: r.more,
                 time: r.time,
                 created: r.created,
+                key: r.key.map(<[u8]>::to_vec),
                 term: r.term,
                 payload: r.payload.to_vec(),
             }),

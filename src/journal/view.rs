@@ -1,11 +1,12 @@
 //! What a process knows of the journal: where the durable end is, and what stands where.
 
 use super::index;
+use super::keys::Keys;
 use super::mark::MarkView;
 use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
-use crate::format::{Footer, Mark, OpenStream, Records, StreamEntry, name_hash};
+use crate::format::{BatchHeader, Footer, Mark, OpenStream, Records, StreamEntry, name_hash};
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(crate) struct View {
     pub(crate) damage: Vec<Damage>,
     sealed: BTreeMap<u64, Arc<Footer>>,
     names: Option<Vec<(u64, StreamId)>>,
+    keys: Option<Keys>,
     writable: bool,
 }
 
@@ -54,7 +56,7 @@ impl View {
         let index = index::empty(&segment.header, before.open, before.term);
         let spot = Spot::start(&segment.header);
         let sealed = BTreeMap::new();
-        Ok(Self { disk, segment, spot, index, damage: Vec::new(), sealed, names: None, writable })
+        Ok(Self { disk, segment, spot, index, damage: Vec::new(), sealed, names: None, keys: None, writable })
     }
 
     /// Opens a segment of this journal.
@@ -109,16 +111,15 @@ impl View {
             // Disposable: failing to keep it costs the next one a scan.
             let _ = index::store(&*self.disk, &old_segment, &old);
         }
+        if let Some(keys) = self.keys.as_mut().filter(|_| !old.keys.is_empty()) {
+            let place = index::place_of(&*self.disk, &old_segment, Some(&self.segment.header));
+            keys.add(number, &old, place.unwrap_or_default());
+        }
         self.keep(number, Arc::new(old));
     }
 
     /// Adds a batch that this process has just made durable.
-    pub(crate) fn added(
-        &mut self,
-        offset: u64,
-        header: &crate::format::BatchHeader,
-        body: &[u8],
-    ) -> Result<()> {
+    pub(crate) fn added(&mut self, offset: u64, header: &BatchHeader, body: &[u8]) -> Result<()> {
         index::add(&mut self.index, offset, header, body).map_err(|flaw| {
             Error::new(
                 ErrorKind::Misuse,
@@ -298,6 +299,65 @@ impl View {
         Ok(None)
     }
 
+    /// The batch with the record that bears this idempotency key.
+    pub(crate) fn find_key(&mut self, key: &[u8]) -> Result<Option<(BatchHeader, Vec<u8>)>> {
+        let hash = name_hash(key);
+        let mut keys = match self.keys.take() {
+            Some(keys) => keys,
+            None => self.load_keys()?,
+        };
+        let disk = Arc::clone(&self.disk);
+        let found = keys.find(&*disk, hash, &mut |number| self.sealed(number));
+        self.keys = Some(keys);
+        let mut candidates = found?;
+        let here = (hash, Position::ZERO)..=(hash, Position(u64::MAX));
+        candidates.extend(self.index.keys.range(here).map(|(_, position)| *position));
+        for position in candidates {
+            let Some((header, body)) = self.batch_with(position)? else {
+                let message = "a record with this idempotency key, or one of the same hash, cannot be read";
+                let place =
+                    Place { segment: self.segment_with(position)?, offset: 0, position: Some(position) };
+                return Err(Error::corrupt(message, place)
+                    .hint("Nothing was written. `runwal verify` tells what is damaged; another key is not concerned."));
+            };
+            if Records::new(&header, &body).flatten().any(|r| r.position == position && r.key == Some(key)) {
+                return Ok(Some((header, body)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn load_keys(&mut self) -> Result<Keys> {
+        let mut keys = Keys::default();
+        for number in self.before_active()? {
+            let index = self.sealed(number)?;
+            if index.keys.is_empty() {
+                continue;
+            }
+            let successor = self.open(number + 1, Open::Read).ok().map(|s| s.header);
+            let place = match self.open(number, Open::Read) {
+                Ok(segment) => index::place_of(&*self.disk, &segment, successor.as_ref())?,
+                Err(_) => None,
+            };
+            keys.add(number, &index, place);
+        }
+        Ok(keys)
+    }
+
+    /// The highest term seen in a stream.
+    pub(crate) fn stream_term(&mut self, id: StreamId) -> Result<u64> {
+        if let Some(open) = self.index.open.get(&id) {
+            return Ok(open.term);
+        }
+        // One that has ended is looked up wherever it has records.
+        let mut term = self.index.streams.get(&id).map_or(0, |entry| entry.term);
+        let first = self.segment_with(Position(id.0))?;
+        for number in self.before_active()?.into_iter().filter(|number| *number >= first) {
+            term = term.max(self.sealed(number)?.streams.get(&id).map_or(0, |entry| entry.term));
+        }
+        Ok(term)
+    }
+
     /// All streams, in the order of their opening.
     pub(crate) fn all_streams(&mut self) -> Result<Vec<StreamId>> {
         let mut all = Vec::new();
@@ -312,7 +372,15 @@ impl View {
 
     /// The name a stream was opened with; `None` also where it cannot be read any more.
     pub(crate) fn name_of(&mut self, id: StreamId) -> Result<Option<Vec<u8>>> {
-        let place = self.near(Position(id.0))?;
+        let Some((header, body)) = self.batch_with(Position(id.0))? else { return Ok(None) };
+        let mut records = Records::new(&header, &body).flatten();
+        let first = records.find(|record| record.position.0 == id.0);
+        Ok(first.and_then(|record| record.opens.map(<[u8]>::to_vec)))
+    }
+
+    /// The batch that holds a position; `None` where it cannot be read any more.
+    fn batch_with(&mut self, position: Position) -> Result<Option<(BatchHeader, Vec<u8>)>> {
+        let place = self.near(position)?;
         let mut scanner = match self.scanner_at(place) {
             Ok(scanner) => scanner,
             Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(None),
@@ -320,14 +388,11 @@ impl View {
         };
         while let Some(step) = scanner.step()? {
             if let Step::Batch { header, body, .. } = step {
-                if header.first_position.0 > id.0 {
+                if header.first_position > position {
                     break;
                 }
-                if header.last_position().0 >= id.0 {
-                    let mut records = Records::new(&header, body).flatten();
-                    return Ok(records
-                        .find(|record| record.position.0 == id.0)
-                        .and_then(|record| record.opens.map(<[u8]>::to_vec)));
+                if header.last_position() >= position {
+                    return Ok(Some((header, body.to_vec())));
                 }
             }
         }
@@ -343,7 +408,7 @@ impl View {
             // The position before a batch in the middle is what its own header says.
             let mut head = [0; crate::format::BATCH_HEADER_LEN];
             let read = segment.file.read_at(&mut head, place.offset)?;
-            match crate::format::BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) {
+            match BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) {
                 Ok(header) => Spot {
                     offset: place.offset,
                     position: Position(header.first_position.0 - 1),

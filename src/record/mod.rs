@@ -151,6 +151,8 @@ pub struct Record {
     pub ends: bool,
     /// Whether its content goes on in the stream's next record.
     pub more: bool,
+    /// The idempotency key of the append that it is the first record of.
+    pub key: Option<Vec<u8>>,
     /// The conductor's term, if it gave one.
     pub term: Option<u64>,
     /// Bytes of its payload in the journal.

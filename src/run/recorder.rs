@@ -1,7 +1,9 @@
 //! The recorder of one run: the only writer of its stream.
 
 pub use crate::engine::Artifact;
-use crate::engine::{Ending, EndingData, Engine, NewRecord, Receipt, Ticket, ending_records, preview};
+use crate::engine::{
+    Conditions, Ending, EndingData, Engine, NewRecord, Receipt, Ticket, ending_records, preview,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
 use crate::projection::{Counts, RENDERER, RunFold, summary_json};
@@ -45,7 +47,8 @@ pub struct RunRequest {
     pub checkpoints: bool,
     /// The conductor.
     pub controller: Option<String>,
-    /// The conductor's term.
+    /// The conductor's term: nothing of the run is written once a higher one was seen, by whatever
+    /// process, and its worker is stopped.
     pub term: Option<u64>,
     /// What to find the run by.
     pub labels: Vec<(String, String)>,
@@ -216,6 +219,7 @@ pub struct Recorder {
     engine: Engine,
     name: RunName,
     stream: StreamId,
+    term: Option<u64>,
     fold: RunFold,
     last: Receipt,
     published: Result<()>,
@@ -238,7 +242,8 @@ impl Recorder {
     /// made. That they cannot stops nothing; the result of the run tells.
     ///
     /// # Errors
-    /// [`ErrorKind::Conflict`] where a run of this name exists; nothing was written then.
+    /// [`ErrorKind::Conflict`] where a run of this name exists, or the term is over; nothing was
+    /// written then.
     pub fn prepare(engine: &Engine, request: RunRequest) -> Result<Self> {
         check_names("label", request.labels.iter().map(|(name, _)| name.as_bytes()))?;
         check_names("variable", request.environment.iter().map(|(name, _)| name.as_slice()))?;
@@ -268,12 +273,13 @@ impl Recorder {
         let first = NewRecord { created_at: Some(created), ..Body::Run(Box::new(run.clone())).into() };
         preview(&mut fold, &first, now);
         let then = first_records(&run, request.term, created, &fold)?;
-        let receipt = engine.begin_run(&run, Some(created), request.term, &then)?;
+        let receipt = engine.begin_run(&run, Some(created), in_term(request.term), &then)?;
         let published = engine.wait_published(&receipt);
         let mut recorder = Self {
             engine: engine.clone(),
             name: run.name,
             stream: receipt.stream,
+            term: request.term,
             fold,
             last: receipt,
             published,
@@ -302,7 +308,8 @@ impl Recorder {
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`] for a change of state after the run ended; [`ErrorKind::Conflict`]
-    /// where somebody else has written to the run: it was taken for dead and ended.
+    /// where somebody else has written to the run: it was taken for dead and ended; or where the
+    /// term is over.
     pub fn append(&mut self, records: Vec<NewRecord>) -> Result<Receipt> {
         let changes_state = |r: &NewRecord| matches!(r.body, Body::StatePatch(_)) || r.ends;
         if records.is_empty() {
@@ -315,7 +322,7 @@ impl Recorder {
             )));
         }
         let now = self.engine.world().clock.now();
-        let receipt = self.engine.append(self.stream, self.fold.last_seq().next(), &records)?;
+        let receipt = self.engine.append(self.stream, self.conditions(), &records)?;
         self.note(&records, now);
         self.last = receipt;
         Ok(receipt)
@@ -325,9 +332,18 @@ impl Recorder {
     /// them: if the ticket fails, everything after it does.
     pub(super) fn submit(&mut self, records: &[NewRecord]) -> Result<Ticket> {
         let now = self.engine.world().clock.now();
-        let ticket = self.engine.submit(self.stream, self.fold.last_seq().next(), records)?;
+        let ticket = self.engine.submit(self.stream, self.conditions(), records)?;
         self.note(records, now);
         Ok(ticket)
+    }
+
+    /// Nobody else writes to the run, and nobody took over from its conductor.
+    fn conditions(&self) -> Conditions {
+        let conditions = in_term(self.term);
+        match self.fold.last_seq().next() {
+            Some(next) => conditions.expecting(next),
+            None => conditions,
+        }
     }
 
     /// Takes in what was handed to the engine.
@@ -450,6 +466,10 @@ impl Drop for Recorder {
     fn drop(&mut self) {
         self.engine.forget_run(self.stream);
     }
+}
+
+fn in_term(term: Option<u64>) -> Conditions {
+    term.map_or_else(Conditions::none, |term| Conditions::none().term(term))
 }
 
 /// Names become keys of one object: none may come twice.

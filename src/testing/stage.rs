@@ -6,7 +6,7 @@ use crate::disk::sim::{SimDisk, SimWorld};
 use crate::engine::{Engine, Entry, Log, NewRecord, Options, World};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Draft, Target};
-use crate::journal::{Batch, Journal, JournalOptions, Receipt, Spares, Verdict};
+use crate::journal::{Batch, Conditions, Journal, JournalOptions, Receipt, Spares, Verdict};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::record::{
     Body, Channel, Id, JsonText, Level, Lifecycle, Record, RunName, RunPrepared, Tick, kind, terminal,
@@ -198,8 +198,10 @@ impl Stage {
         };
         let more = self.body(8);
         let bodies = vec![Body::Run(Box::new(run.clone())), more.clone()];
-        self.hand_in(writer, bodies, |engine| engine.begin_run(&run, None, None, &[more.into()]))
-            .map(|receipt| receipt.stream)
+        self.hand_in(writer, bodies, |engine| {
+            engine.begin_run(&run, None, Conditions::none(), &[more.into()])
+        })
+        .map(|receipt| receipt.stream)
     }
 
     /// Appends one batch of records of these lengths.
@@ -260,7 +262,7 @@ impl Stage {
                 term: None,
                 payload: payload.into(),
             };
-            match journal.submit(Batch { drafts: vec![draft], expected: None, open: false }) {
+            match journal.submit(Batch { drafts: vec![draft], conditions: Conditions::none(), open: false }) {
                 Ok(ticket) => tickets.push((batch, ticket)),
                 Err(error) => self.complain("handing in", &error),
             }

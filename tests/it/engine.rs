@@ -2,7 +2,7 @@
 
 use runwal::async_engine::AsyncEngine;
 use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
-use runwal::engine::{Engine, Entry, Log, NewRecord, Options, World};
+use runwal::engine::{Conditions, Engine, Entry, Log, NewRecord, Options, World};
 use runwal::error::Result;
 use runwal::position::{Position, Seq, Time};
 use runwal::projection::publish::{Source, rebuild_ticks};
@@ -346,7 +346,7 @@ async fn many_tasks_share_syncs_and_a_dropped_future_leaves_no_half_record() {
                     renderer: 1,
                 }
             };
-            let mut last = engine.begin_run(prepared, None, None, Vec::new()).await.unwrap();
+            let mut last = engine.begin_run(prepared, None, Conditions::none(), Vec::new()).await.unwrap();
             for i in 0..EACH {
                 let record = Body::Chunk(Channel::Stdout, format!("{i}\n").into_bytes()).into();
                 let append = engine.append(last.stream, last.last_seq.next(), vec![record]);

@@ -2,7 +2,7 @@
 
 use runwal::clock::{ManualClock, SeededEntropy};
 use runwal::disk::sim::SimWorld;
-use runwal::engine::{Engine, Options, World};
+use runwal::engine::{Conditions, Engine, Options, World};
 use runwal::position::Time;
 use runwal::record::{Body, Id, Level, Lifecycle, RunName, RunPrepared};
 use std::fmt::Write as _;
@@ -45,7 +45,7 @@ fn example() -> Vec<u8> {
     let options = Options { publish: false, ..Options::default() };
     let (engine, _) = Engine::open_in(world, options).unwrap();
     let event = Lifecycle::new("run_prepared", Level::Info, "Prepared.");
-    engine.begin_run(&request(), None, Some(3), &[Body::Lifecycle(event).into()]).unwrap();
+    engine.begin_run(&request(), None, Conditions::none().term(3), &[Body::Lifecycle(event).into()]).unwrap();
     engine.close().unwrap();
     sim.read_file(SEGMENT).unwrap()
 }
@@ -104,10 +104,11 @@ fn annotated(bytes: &[u8]) -> String {
         (1, "record 2: payload length"),
         (1, "kind"),
         (1, "version"),
-        (1, "flags: CRC"),
+        (1, "flags: term, CRC"),
         (1, "stream: opened last"),
         (1, "sequence"),
         (1, "time"),
+        (1, "term"),
         (4, "CRC"),
         (8, "length of the type"),
         (12, "type"),

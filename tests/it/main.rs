@@ -17,6 +17,7 @@ mod decoder;
 mod disk;
 mod domain;
 mod engine;
+mod fencing;
 mod format;
 mod git;
 mod hostile;

@@ -1,0 +1,147 @@
+//! What must hold for a batch to be written: names, sequences, terms, keys.
+
+use super::{Core, Encoded, Group, next_seq, receipt_for};
+use crate::error::{Conflict, Error, Result};
+use crate::format::{Records, Target, WireRecord};
+use crate::journal::{Receipt, Scope};
+use crate::position::{Position, Seq, StreamId};
+use std::collections::BTreeMap;
+
+impl Core {
+    /// Gives every record its sequence, refusing what does not fit; encodes anew where the
+    /// sequences turned out otherwise than was thought outside the lock.
+    pub(super) fn check(&mut self, group: &mut Group, mut encoded: Encoded) -> Result<Encoded> {
+        let mut opened: Option<Seq> = None;
+        let mut changed = false;
+        let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
+        let mut names = Vec::new();
+        for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
+            let seq = match &*target {
+                Target::Open(name) => {
+                    let taken = group.names.contains(name) || names.contains(name);
+                    if taken || self.view()?.find_name(name)?.is_some() {
+                        let name = String::from_utf8_lossy(name).into_owned();
+                        return Err(Error::conflict_of(Conflict::Exists, format!("{name} exists already")));
+                    }
+                    names.push(name.clone());
+                    opened = Some(Seq(1));
+                    Seq(1)
+                }
+                Target::Opened => {
+                    let last = opened.ok_or_else(|| Error::misuse("no stream was opened in this batch"))?;
+                    let seq = next_seq(last)?;
+                    opened = Some(seq);
+                    seq
+                }
+                Target::Stream(id) => {
+                    let last = match streams.get(id).or_else(|| group.streams.get(id)) {
+                        Some(seq) => *seq,
+                        None => match self.view()?.stream(*id)? {
+                            Some(state) => state.last_seq,
+                            None => return Err(Error::misuse(format!("there is no stream {id}"))),
+                        },
+                    };
+                    let seq = next_seq(last)?;
+                    streams.insert(*id, seq);
+                    seq
+                }
+            };
+            if let Some(expected) = encoded.conditions.expected.filter(|e| nth == 0 && *e != seq) {
+                let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
+                return Err(Error::conflict_of(Conflict::Sequence { expected, found: seq }, message)
+                    .hint("Another process has written to it; nothing of this batch was."));
+            }
+            changed |= *thought != seq;
+            *thought = seq;
+        }
+        if let Some(id) = encoded.must_be_open {
+            let state = self.view()?.stream(id)?;
+            if group.ended.contains(&id) || state.is_some_and(|state| !state.open) {
+                return Err(Error::misuse("the stream has ended; its state does not change any more")
+                    .hint("Nothing of this batch was written."));
+            }
+        }
+        self.check_term(group, &encoded)?;
+        group.streams.extend(streams);
+        group.ended.extend(encoded.ends);
+        group.names.extend(names);
+        group.keys.extend(encoded.conditions.key.clone());
+        if changed { encoded.encoded_anew() } else { Ok(encoded) }
+    }
+
+    /// Refuses a batch of a conductor that another has taken over from.
+    fn check_term(&mut self, group: &mut Group, encoded: &Encoded) -> Result<()> {
+        let Some((given, scope)) = encoded.conditions.term else { return Ok(()) };
+        let mut streams: Vec<StreamId> = Vec::new();
+        for (target, _) in &encoded.heads {
+            if let Target::Stream(id) = target
+                && !streams.contains(id)
+            {
+                streams.push(*id);
+            }
+        }
+        let (seen, whose) = match scope {
+            Scope::Journal => (group.term.max(self.view()?.index.term), "in the journal"),
+            Scope::Stream => {
+                let mut seen = 0;
+                for id in &streams {
+                    let here = group.terms.get(id).copied().unwrap_or(0);
+                    seen = seen.max(here).max(self.view()?.stream_term(*id)?);
+                }
+                (seen, "of the stream")
+            }
+        };
+        if given < seen {
+            let message = format!("term {given} is over: the highest one {whose} is {seen}");
+            return Err(Error::conflict_of(Conflict::Term { given, seen }, message)
+                .hint("Another conductor has taken over; nothing of this batch was written."));
+        }
+        group.term = group.term.max(given);
+        for id in streams {
+            let term = group.terms.entry(id).or_default();
+            *term = (*term).max(given);
+        }
+        Ok(())
+    }
+
+    /// The receipt of the batch that has the same key, where it has the same content too.
+    pub(super) fn repeated(&mut self, encoded: &Encoded) -> Result<Option<Receipt>> {
+        let Some(key) = &encoded.conditions.key else { return Ok(None) };
+        let Some((header, body)) = self.view()?.find_key(key)? else { return Ok(None) };
+        let (mut same, mut heads, mut opened) = (true, Vec::new(), None);
+        let own_header = encoded.header(Position(u64::MAX >> 1), Position::ZERO);
+        let mut own = Records::new(&own_header, &encoded.body).flatten();
+        for stored in Records::new(&header, &body).flatten() {
+            if stored.opens.is_some() {
+                opened = Some(stored.stream);
+            }
+            let target = encoded.heads.get(heads.len()).map(|(target, _)| target);
+            let stream = match target {
+                Some(Target::Stream(id)) => Some(*id),
+                Some(Target::Open(_) | Target::Opened) => opened,
+                None => None,
+            };
+            same &=
+                stream == Some(stored.stream) && own.next().is_some_and(|own| says_the_same(&own, &stored));
+            heads.push((Target::Stream(stored.stream), stored.seq));
+        }
+        if same && own.next().is_none() {
+            return Ok(Some(receipt_for(&header, &heads)));
+        }
+        let position = header.first_position;
+        let message = format!(
+            "the idempotency key \"{}\" was used for something else, at position {position}",
+            String::from_utf8_lossy(key).escape_debug()
+        );
+        Err(Error::conflict_of(Conflict::Key { position }, message)
+            .hint("Nothing was written. A key belongs to one append for good: choose another."))
+    }
+}
+
+/// Whether two records, of which the first is about to be written, are one append made twice.
+fn says_the_same(own: &WireRecord<'_>, stored: &WireRecord<'_>) -> bool {
+    let stamped = |r: &WireRecord<'_>| r.created == r.time;
+    (own.kind, own.version, own.closes, own.more) == (stored.kind, stored.version, stored.closes, stored.more)
+        && (own.opens, own.key, own.payload) == (stored.opens, stored.key, stored.payload)
+        && (own.created == stored.created || (stamped(own) && stamped(stored)))
+}
