@@ -53,7 +53,7 @@
 //! |---|---|
 //! | `cli` (default) | the command-line tool |
 //! | `terminal` (with `cli`) | workers in the foreground of a terminal, and on pseudo-terminals |
-//! | `tokio` | `async_engine::AsyncEngine`, `run::Steps` |
+//! | `tokio` | `async_engine::AsyncEngine`, `run::Steps`, `timed_jobs` |
 //! | `testing` | a simulated disk, a crash explorer and the conformance suite for disks |
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -83,6 +83,8 @@ pub mod record;
 pub mod run;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "tokio")]
+pub mod timed_jobs;
 
 pub use engine::{Engine, Log, Options};
 pub use error::{Conflict, Error, ErrorKind};

@@ -243,15 +243,14 @@ impl Reader {
         self.handle.view().map_or_else(Vec::new, |view| view.open_streams().keys().copied().collect())
     }
 
-    /// Records, batches and streams.
-    pub(crate) fn counts(&mut self) -> Result<(u64, u64, u64)> {
-        let Some(view) = self.handle.view() else { return Ok((0, 0, 0)) };
-        let mut counts = (view.index.records, view.index.batches, view.index.names.len() as u64);
+    /// Records and batches.
+    pub(crate) fn counts(&mut self) -> Result<(u64, u64)> {
+        let Some(view) = self.handle.view() else { return Ok((0, 0)) };
+        let mut counts = (view.index.records, view.index.batches);
         for number in view.before_active()? {
             let index = view.sealed(number)?;
             counts.0 += index.records;
             counts.1 += index.batches;
-            counts.2 += index.names.len() as u64;
         }
         Ok(counts)
     }

@@ -298,15 +298,20 @@ impl Log {
 
     /// Sizes and counts, from the indexes.
     pub fn info(&mut self) -> Result<Info> {
+        let (records, batches) = self.reader.counts()?;
+        let mut open_runs = 0;
+        for stream in self.reader.open_streams() {
+            open_runs += u64::from(self.run_of(stream)?.is_some());
+        }
         let mut info = Info {
             journal: super::hex(&self.journal_id()),
             durable: self.durable(),
-            open_runs: self.reader.open_streams().len() as u64,
+            records,
+            batches,
+            runs: self.runs()?.len() as u64,
+            open_runs,
             ..Info::default()
         };
-        (info.records, info.batches, info.runs) = self.reader.counts()?;
-        info.runs -= u64::from(self.ticks()?.is_some());
-        info.open_runs -= u64::from(self.ticks()?.is_some());
         let disk = std::sync::Arc::clone(self.reader.handle.disk());
         for number in self.segments()? {
             if let Some(stat) = disk.stat(&crate::journal::segment::file_name(number))? {

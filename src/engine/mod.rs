@@ -7,12 +7,14 @@ mod ending;
 mod log;
 mod publisher;
 mod repair;
+pub(crate) mod tickers;
 
 pub use ending::{Artifact, Ending, ending_records};
 pub(crate) use ending::{EndingData, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
 pub use repair::{InterruptedRun, Report};
 pub(crate) use repair::{hex, outcome_name};
+pub use tickers::MissedTicks;
 
 use crate::clock::{Clock, Entropy, System};
 use crate::disk::Disk;
@@ -45,6 +47,9 @@ pub struct Options {
     /// Whether to bring projected files to the disk. Default: yes. The journal has everything
     /// either way.
     pub publish: bool,
+    /// Whether the daily files of the timed jobs are among them. Default: yes. Without, `runwal
+    /// rebuild`, or the next engine that publishes them, makes them.
+    pub publish_ticks: bool,
     /// How many lines a `log_tail` checkpoint has at most. Default: 200.
     pub log_tail_lines: usize,
     /// How many bytes it has at most. Default: 64 KiB; at most 512 KiB, so that it fits into the
@@ -59,6 +64,7 @@ impl Default for Options {
             end_orphans: true,
             orphan_grace: Duration::from_secs(2),
             publish: true,
+            publish_ticks: true,
             log_tail_lines: LogTail::LINES,
             log_tail_bytes: LogTail::BYTES,
         }
@@ -140,6 +146,10 @@ struct Inner {
     publisher: OnceLock<Arc<Publisher>>,
     alive: Mutex<Option<Alive>>,
     closed: AtomicBool,
+    ticks: OnceLock<StreamId>,
+    /// How many tickers of the timed jobs there were.
+    #[cfg(feature = "tokio")]
+    tickers: std::sync::atomic::AtomicU64,
 }
 
 impl Engine {
@@ -175,10 +185,13 @@ impl Engine {
             publisher: OnceLock::new(),
             alive: Mutex::new(Some(alive)),
             closed: AtomicBool::new(false),
+            ticks: OnceLock::new(),
+            #[cfg(feature = "tokio")]
+            tickers: std::sync::atomic::AtomicU64::new(0),
         }));
         let report = repair::after_crash(&engine, &options, &opened)?;
         if options.publish {
-            let publisher = Publisher::start(&engine.0.world)?;
+            let publisher = Publisher::start(&engine.0.world, options.publish_ticks)?;
             engine.0.publisher.get_or_init(|| Arc::new(publisher));
         }
         Ok((engine, report))
@@ -246,9 +259,10 @@ impl Engine {
         }
         let ticket = self.submit_batch(Batch { drafts, conditions, open: false })?;
         Ok(Ticket {
-            inner: ticket,
+            inner: Handed::In(ticket),
             publisher: self.0.publisher.get().cloned(),
             begins: Some(request.name.clone()),
+            ticks: false,
         })
     }
 
@@ -304,25 +318,73 @@ impl Engine {
         // What changes the state of a run, or ends it, comes too late behind its end.
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
         let ticket = self.submit_batch(Batch { drafts, conditions: conditions.into(), open })?;
-        Ok(Ticket { inner: ticket, publisher: self.0.publisher.get().cloned(), begins: None })
+        let publisher = self.0.publisher.get().cloned();
+        Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
     pub fn append_tick(&self, tick: Tick, created_at: Option<Time>) -> Result<Receipt> {
-        let record = [NewRecord { created_at, ..Body::Tick(tick).into() }];
+        let record = NewRecord { created_at, ..Body::Tick(tick).into() };
+        self.submit_ticks(&[(None, record)], Conditions::none())?.wait()
+    }
+
+    /// Hands records in that belong together, each of a stream or, without one, of the timed jobs.
+    pub(crate) fn submit_ticks(
+        &self,
+        records: &[(Option<StreamId>, NewRecord)],
+        conditions: Conditions,
+    ) -> Result<Ticket> {
         loop {
-            if let Some(stream) = self.0.journal.find_name(TICKS_STREAM.as_bytes())? {
-                return self.append(stream, None, &record);
+            let ticks = self.ticks_stream()?;
+            let mut opened = false;
+            let mut drafts = Vec::with_capacity(records.len());
+            for (stream, record) in records {
+                let target = match stream.or(ticks) {
+                    Some(stream) => Target::Stream(stream),
+                    None if opened => Target::Opened,
+                    None => {
+                        opened = true;
+                        Target::Open(TICKS_STREAM.as_bytes().to_vec())
+                    }
+                };
+                drafts.push(self.draft(target, record)?);
             }
-            let target = Target::Open(TICKS_STREAM.as_bytes().to_vec());
-            let drafts = vec![self.draft(target, &record[0])?];
-            let batch = Batch { drafts, conditions: Conditions::none(), open: false };
-            match self.submit_batch(batch)?.wait() {
-                // Another process was faster in opening it.
-                Err(error) if error.conflict() == Some(Conflict::Exists) => {}
-                other => return other,
-            }
+            let open = records.iter().any(|(_, record)| record.ends);
+            let handed_in = self.submit_batch(Batch { drafts, conditions: conditions.clone(), open })?;
+            let inner = if opened {
+                match handed_in.wait() {
+                    // Another process was faster in opening the stream.
+                    Err(error) if error.conflict() == Some(Conflict::Exists) => continue,
+                    other => Handed::Durable(other?),
+                }
+            } else {
+                Handed::In(handed_in)
+            };
+            let publisher = self.0.publisher.get().cloned();
+            return Ok(Ticket { inner, publisher, begins: None, ticks: true });
         }
+    }
+
+    fn ticks_stream(&self) -> Result<Option<StreamId>> {
+        if let Some(known) = self.0.ticks.get() {
+            return Ok(Some(*known));
+        }
+        let found = self.0.journal.find_name(TICKS_STREAM.as_bytes())?;
+        Ok(found.map(|found| *self.0.ticks.get_or_init(|| found)))
+    }
+
+    /// Opens a stream that is no run's with its first record. Durable on return.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn open_stream(&self, name: &str, first: &NewRecord) -> Result<Receipt> {
+        let drafts = vec![self.draft(Target::Open(name.as_bytes().to_vec()), first)?];
+        self.submit_batch(Batch { drafts, conditions: Conditions::none(), open: false })?.wait()
+    }
+
+    /// The directory of the daily files of the timed jobs; `None` where this engine does not write
+    /// them.
+    pub fn ticks_dir(&self) -> Option<std::path::PathBuf> {
+        self.0.publisher.get().filter(|publisher| publisher.has_ticks())?;
+        self.0.world.disk.path().map(|dir| dir.join(crate::projection::publish::TICKS_FOLDER))
     }
 
     /// Waits until the files of a run show everything up to `receipt`.
@@ -387,9 +449,16 @@ impl Engine {
 /// Records that were accepted and are not known to be durable yet.
 #[derive(Debug)]
 pub struct Ticket {
-    inner: crate::journal::Ticket,
+    inner: Handed,
     publisher: Option<Arc<Publisher>>,
     begins: Option<RunName>,
+    ticks: bool,
+}
+
+#[derive(Debug)]
+enum Handed {
+    In(crate::journal::Ticket),
+    Durable(Receipt),
 }
 
 impl Ticket {
@@ -398,8 +467,14 @@ impl Ticket {
     /// # Errors
     /// As [`Engine::append`] and [`Engine::begin_run`].
     pub fn wait(self) -> Result<Receipt> {
-        let receipt = self.inner.wait()?;
+        let receipt = match self.inner {
+            Handed::In(ticket) => ticket.wait()?,
+            Handed::Durable(receipt) => receipt,
+        };
         if let Some(publisher) = &self.publisher {
+            if self.ticks {
+                publisher.add_ticks();
+            }
             if let Some(name) = self.begins {
                 publisher.add(receipt.stream, name);
             }

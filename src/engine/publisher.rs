@@ -2,10 +2,11 @@
 //! durable. It reads what is durable from the journal, so it holds up no append, and what it has
 //! not done when the process dies is repaired by the next one.
 
+use super::repair::rebuild_stream;
 use super::{Log, World};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Position, Seq, StreamId};
-use crate::projection::publish::LiveRun;
+use crate::projection::publish::{LiveRun, LiveTicks, TICKS_FOLDER, lock_folder};
 use crate::record::RunName;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -29,7 +30,10 @@ struct State {
     stop: bool,
     names: Vec<(StreamId, RunName)>,
     finished: Vec<StreamId>,
+    /// Records of the timed jobs were appended.
+    ticks: bool,
     failed: Option<(ErrorKind, String)>,
+    ticks_failed: Option<(ErrorKind, String)>,
 }
 
 #[derive(Debug, Default)]
@@ -51,18 +55,30 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct Publisher {
     shared: Arc<Shared>,
+    has_ticks: bool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Publisher {
-    pub(super) fn start(world: &World) -> Result<Self> {
+    /// Begins to publish; the files of the timed jobs only `with_ticks`.
+    pub(super) fn start(world: &World, with_ticks: bool) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let (world, for_thread) = (world.clone(), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("runwal-publish".to_owned())
             .spawn(move || work(&world, &for_thread))
             .map_err(|e| Error::io("starting the publishing thread", e))?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, has_ticks: with_ticks, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Whether the files of the timed jobs are published.
+    pub(super) fn has_ticks(&self) -> bool {
+        self.has_ticks
+    }
+
+    /// Records of the timed jobs were appended.
+    pub(super) fn add_ticks(&self) {
+        self.shared.hold().ticks = self.has_ticks;
     }
 
     /// A run of this engine began.
@@ -110,7 +126,7 @@ impl Publisher {
             thread.join().map_err(|_| Error::new(ErrorKind::Io, "the publishing thread panicked"))?;
         }
         let state = self.shared.hold();
-        match &state.failed {
+        match state.failed.as_ref().or(state.ticks_failed.as_ref()) {
             Some((kind, message)) => Err(Error::new(*kind, message.clone())),
             None => Ok(()),
         }
@@ -120,6 +136,7 @@ impl Publisher {
 fn work(world: &World, shared: &Shared) {
     let mut runs: BTreeMap<StreamId, LiveRun> = BTreeMap::new();
     let mut log = None;
+    let mut live_ticks = LiveTicks::new(Arc::clone(&world.disk));
     loop {
         let mut state = shared.hold();
         while state.wanted <= state.applied && !state.stop {
@@ -132,8 +149,13 @@ fn work(world: &World, shared: &Shared) {
         let (stop, wanted) = (state.stop, state.wanted);
         state.hurry = false;
         let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
+        let ticks = std::mem::take(&mut state.ticks);
         drop(state);
         let result = publish(world, &mut log, &mut runs, names);
+        let with_ticks = match log.as_mut().filter(|_| ticks) {
+            Some(log) => publish_ticks(world, log, &mut live_ticks),
+            None => Ok(()),
+        };
         for stream in finished {
             runs.remove(&stream);
         }
@@ -142,6 +164,10 @@ fn work(world: &World, shared: &Shared) {
         if let Err(error) = result {
             state.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
         }
+        if let Err(error) = with_ticks {
+            let message = format!("publishing the files of the timed jobs: {error}");
+            state.ticks_failed.get_or_insert((error.kind(), message));
+        }
         shared.changed.notify_all();
         if stop && state.wanted <= state.applied {
             return;
@@ -149,15 +175,41 @@ fn work(world: &World, shared: &Shared) {
     }
 }
 
-/// Begins to publish a run. Somebody who compares or rebuilds its files has to end first.
-fn create(world: &World, name: &RunName) -> Result<LiveRun> {
+/// Brings the files of the timed jobs to what the journal says, with everybody's records.
+fn publish_ticks(world: &World, log: &mut Log, live: &mut LiveTicks) -> Result<()> {
+    let _lock = patiently(world, TICKS_FOLDER, &mut || lock_folder(&*world.disk, TICKS_FOLDER))?;
+    // Whoever published before may have seen more than this thread has.
+    log.refresh()?;
+    let Some(stream) = log.ticks()? else { return Ok(()) };
+    if let Some(from) = live.next() {
+        let published = live.publish(&mut |visit| {
+            let damage = log.stream(stream, from, &mut |record| {
+                visit(record);
+                Ok(true)
+            })?;
+            Ok(damage.is_empty())
+        })?;
+        if published {
+            return Ok(());
+        }
+    }
+    let rebuilt = rebuild_stream(log, stream, true)?;
+    if rebuilt.damaged {
+        let message = "records of the timed jobs are damaged; their files were left alone";
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
+    Ok(())
+}
+
+/// What somebody else may have for a moment: who compares or rebuilds files has to end first.
+fn patiently<T>(world: &World, what: &str, attempt: &mut dyn FnMut() -> Result<Option<T>>) -> Result<T> {
     for _ in 0..FOLDER_TRIES {
-        if let Some(run) = LiveRun::create(Arc::clone(&world.disk), name)? {
-            return Ok(run);
+        if let Some(got) = attempt()? {
+            return Ok(got);
         }
         world.clock.pause(FOLDER_PAUSE);
     }
-    Err(Error::new(ErrorKind::Locked, format!("the folder of run {name} is locked by somebody else")))
+    Err(Error::new(ErrorKind::Locked, format!("the folder {what} is locked by somebody else")))
 }
 
 fn publish(
@@ -173,7 +225,8 @@ fn publish(
     log.refresh()?;
     let mut first_error = None;
     for (stream, name) in names {
-        match create(world, &name) {
+        let begun = patiently(world, &name.folder(), &mut || LiveRun::create(Arc::clone(&world.disk), &name));
+        match begun {
             Ok(run) => drop(runs.insert(stream, run)),
             Err(error) => first_error = first_error.or(Some(error)),
         }

@@ -2,7 +2,7 @@
 //! recorders, and brings files to what the journal says.
 
 use super::ending::{Ending, EndingData, ending_records};
-use super::{Engine, Log, NewRecord, Options};
+use super::{Engine, Log, MissedTicks, NewRecord, Options, tickers};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
 use crate::journal::live::Dead;
@@ -43,6 +43,10 @@ pub struct Report {
     pub kept_records: u64,
     /// Runs that were found without an end, and now have one.
     pub interrupted: Vec<InterruptedRun>,
+    /// The batch ids of ticks of the timed jobs that were found without an end, and now have one.
+    pub interrupted_ticks: Vec<String>,
+    /// What the timed jobs of dead processes have missed since.
+    pub missed_ticks: Vec<MissedTicks>,
     /// Files written anew.
     pub rewritten_files: u64,
     /// Runs whose files were left alone because records of theirs are damaged.
@@ -62,16 +66,19 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
         quarantined_bytes,
         kept_records: kept,
         interrupted: Vec::new(),
+        interrupted_ticks: Vec::new(),
+        missed_ticks: Vec::new(),
         rewritten_files: 0,
         damaged_runs: Vec::new(),
         position: engine.journal().durable(),
         problems: Vec::new(),
     };
     end_dead_runs(engine, options, &mut report)?;
+    tickers::settle(engine, &mut report)?;
     crate::journal::live::sweep(engine.journal())?;
     sweep_outcomes(engine)?;
     if options.publish {
-        repair_files(engine, &mut report)?;
+        repair_files(engine, options, &mut report)?;
     }
     report.position = engine.log()?.durable();
     Ok(report)
@@ -214,12 +221,16 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Checks the files of every run with records behind `cache/projected`, and repairs them. What
 /// cannot be repaired is reported and stops nothing: the journal has every record.
-fn repair_files(engine: &Engine, report: &mut Report) -> Result<()> {
+fn repair_files(engine: &Engine, options: &Options, report: &mut Report) -> Result<()> {
     let mut log = engine.log()?;
     let disk = std::sync::Arc::clone(&engine.world().disk);
     let before = read_projected(&*disk, &log.journal_id()).min(log.durable());
     let mut reached = log.reader.sealed_upto();
     for (stream, last) in log.reader.streams_after(before)? {
+        if !options.publish_ticks && log.ticks()? == Some(stream) {
+            reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
+            continue;
+        }
         match repair_stream(&mut log, &*disk, stream, last) {
             Ok(Repaired::Fine) => {}
             Ok(Repaired::Rewritten(files)) => report.rewritten_files += files,

@@ -9,7 +9,7 @@
 use super::{Change, LogFile, RunFold, TickFold};
 use crate::disk::{Disk, File, Kind, Open, read_whole};
 use crate::error::{Error, ErrorKind, Result};
-use crate::position::Position;
+use crate::position::{Position, Seq};
 use crate::record::{Record, RunName};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,8 +35,10 @@ struct CachedFile {
 /// What is known of the files of a folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Cached {
-    /// The position of the last record they show.
+    /// The position of the last record they show, and its sequence.
     position: u64,
+    #[serde(default)]
+    sequence: u64,
     files: BTreeMap<String, CachedFile>,
 }
 
@@ -150,6 +152,7 @@ trait Render {
     /// Whether records were missing.
     fn has_gap(&self) -> bool;
     fn position(&self) -> Position;
+    fn sequence(&self) -> Seq;
     /// Folders that stand beside the files, whether or not there is anything in them.
     fn folders(&self) -> &'static [&'static str];
 }
@@ -177,6 +180,10 @@ impl Render for RunFold {
         self.last_position()
     }
 
+    fn sequence(&self) -> Seq {
+        self.last_seq()
+    }
+
     fn folders(&self) -> &'static [&'static str] {
         &RUN_FOLDERS
     }
@@ -197,6 +204,10 @@ impl Render for TickFold {
 
     fn position(&self) -> Position {
         self.last_position()
+    }
+
+    fn sequence(&self) -> Seq {
+        self.last_seq()
     }
 
     fn folders(&self) -> &'static [&'static str] {
@@ -295,7 +306,7 @@ fn rebuild(
         }
         rebuilt.rewritten = names.len() as u64;
     }
-    let mut cached = Cached { position: last.0, files: BTreeMap::new() };
+    let mut cached = Cached { position: last.0, sequence: render.sequence().0, files: BTreeMap::new() };
     for (name, (length, digest)) in wanted {
         let stat = disk.stat(&format!("{folder}/{name}"))?;
         let modified_ns = stat.map_or(0, |s| s.modified_ns);
@@ -386,6 +397,83 @@ fn rewrite(
         disk.rename(&temporary(&full), &full, true)?;
     }
     Ok(())
+}
+
+/// The daily files of the timed jobs, published as their records become durable, whoever recorded
+/// them: by the one that holds the folder's lock at the moment.
+#[derive(Debug)]
+pub struct LiveTicks {
+    disk: Arc<dyn Disk>,
+    /// The file that was written to last, with what was noted of it.
+    day: Option<(String, CachedFile, blake3::Hasher)>,
+}
+
+impl LiveTicks {
+    /// Nothing was published yet.
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, day: None }
+    }
+
+    /// From which sequence on records are to be published, if the files are as they were left by
+    /// whoever published last; otherwise they have to be rebuilt. The folder's lock is held.
+    pub fn next(&self) -> Option<Seq> {
+        let cached = load_cached(&*self.disk, TICKS_FOLDER)?;
+        (cached.sequence > 0 && looks_right(&*self.disk, TICKS_FOLDER, Position(cached.position)))
+            .then_some(Seq(cached.sequence + 1))
+    }
+
+    /// Publishes the records that `source` gives, which begin where [`next`](Self::next) said;
+    /// `false` where the files have to be rebuilt. The folder's lock is held.
+    pub fn publish(&mut self, source: &mut Source<'_>) -> Result<bool> {
+        let Some(mut cached) = load_cached(&*self.disk, TICKS_FOLDER) else { return Ok(false) };
+        let mut fold = TickFold::default();
+        let mut days: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let whole = source(&mut |record| {
+            if let Some((day, line)) = fold.apply(record) {
+                days.entry(day).or_default().extend_from_slice(&line);
+            }
+        })?;
+        if !whole || fold.last_seq() == Seq::ZERO {
+            return Ok(whole);
+        }
+        for (day, lines) in days {
+            let full = format!("{TICKS_FOLDER}/{day}");
+            let noted = cached.files.get(&day).cloned();
+            let (noted, mut hasher) = match (noted, self.day.take()) {
+                (Some(noted), Some((last, left, hasher))) if last == day && left == noted => {
+                    (Some(noted), hasher)
+                }
+                (Some(noted), _) => {
+                    let bytes = read_whole(&*self.disk, &full, noted.length)?;
+                    let mut hasher = blake3::Hasher::new();
+                    hasher.update(&bytes);
+                    if hasher.finalize().to_hex().as_str() != noted.digest {
+                        return Ok(false);
+                    }
+                    (Some(noted), hasher)
+                }
+                (None, _) => {
+                    replace(&*self.disk, &full, b"")?;
+                    (None, blake3::Hasher::new())
+                }
+            };
+            let length = noted.map_or(0, |noted| noted.length);
+            let file = self.disk.open(&full, Open::Write)?;
+            file.write_at(&lines, length)?;
+            hasher.update(&lines);
+            let noted = CachedFile {
+                length: length + lines.len() as u64,
+                modified_ns: file.stat()?.modified_ns,
+                digest: hasher.finalize().to_hex().to_string(),
+            };
+            cached.files.insert(day.clone(), noted.clone());
+            self.day = Some((day, noted, hasher));
+        }
+        cached.position = fold.last_position().0;
+        cached.sequence = fold.last_seq().0;
+        store_cached(&*self.disk, TICKS_FOLDER, &cached)?;
+        Ok(true)
+    }
 }
 
 /// The files of a run that goes on, published as its records become durable.

@@ -1,6 +1,6 @@
 //! The daily files of the timed jobs.
 
-use crate::position::{Position, Time};
+use crate::position::{Position, Seq, Time};
 use crate::record::{Body, Record, Tick};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -68,17 +68,23 @@ pub fn tick_line(tick: &Tick, time: Time) -> String {
 /// The fold over the records of the timed jobs.
 #[derive(Debug, Clone, Default)]
 pub struct TickFold {
+    last_seq: Seq,
     last_position: Position,
 }
 
 impl TickFold {
     /// Takes the next record in; answers with the day's file name and the line, newline included.
     pub fn apply(&mut self, record: &Record) -> Option<(String, Vec<u8>)> {
-        self.last_position = record.position;
+        (self.last_seq, self.last_position) = (record.seq, record.position);
         let Body::Tick(tick) = &record.body else { return None };
         let mut line = tick_line(tick, record.created_at).into_bytes();
         line.push(b'\n');
         Some((format!("{}.jsonl", record.created_at.day()), line))
+    }
+
+    /// The sequence of the last record taken in.
+    pub fn last_seq(&self) -> Seq {
+        self.last_seq
     }
 
     /// The position of the last record taken in.

@@ -24,6 +24,7 @@ mod hostile;
 mod steps;
 mod surroundings;
 mod terminal;
+mod ticker;
 mod tidy;
 mod word;
 mod workers;
