@@ -4,7 +4,7 @@ use super::config::{Config, Identity, Settings};
 use super::queue::{Entry, Queue};
 use super::tick::{Batch, BoxFuture, Trigger};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::{JsonText, Tick};
 use serde::Serialize;
 use std::any::Any;
@@ -54,7 +54,7 @@ impl Report {
     /// With details: what serializes to a JSON object, in its order.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) where it does not.
+    /// [`ErrorKind::Misuse`](crate::error::ErrorKind::Misuse) where it does not.
     pub fn details(self, details: &impl Serialize) -> Result<Self> {
         Ok(Self { details: Some(object(details)?), ..self })
     }
@@ -64,7 +64,7 @@ fn object(details: &impl Serialize) -> Result<JsonText> {
     let text = JsonText::of(details)?;
     match text.members() {
         Some(_) => Ok(text),
-        None => Err(crate::Error::misuse("the details of a tick must be a JSON object")),
+        None => Err(Error::misuse("the details of a tick must be a JSON object")),
     }
 }
 
