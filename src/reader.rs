@@ -30,7 +30,7 @@ pub(crate) enum Item {
 #[derive(Debug)]
 pub(crate) struct Reader {
     pub(crate) handle: ReadHandle,
-    clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// Where a sequential read is.

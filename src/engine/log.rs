@@ -284,6 +284,18 @@ impl Log {
         Ok(found)
     }
 
+    /// What timed jobs of dead processes left behind: the batch ids of ticks without an end, which
+    /// opening for writing would end, and what they missed up to now.
+    pub fn left_by_timed_jobs(&mut self) -> Result<(Vec<String>, Vec<super::MissedTicks>)> {
+        let now = self.reader.clock.now();
+        super::tickers::left_behind(self, now)
+    }
+
+    /// The highest term that an append was made in; 0 where none was.
+    pub fn term(&mut self) -> u64 {
+        self.reader.handle.view().map_or(0, |view| view.index.term)
+    }
+
     /// The recorder of a run; `None` where its first record cannot be read, or it is not a run.
     pub(super) fn recorder_of(&mut self, stream: StreamId) -> Result<Option<[u8; 16]>> {
         let mut recorder = None;

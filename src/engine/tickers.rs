@@ -139,12 +139,20 @@ pub(super) fn settle(engine: &Engine, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Answers with the batch id of the tick that was ended, and what is known of the ticker then.
-fn settle_one(engine: &Engine, log: &mut Log, ticker: &DeadTicker) -> Result<(Option<String>, Life)> {
+/// What a dead ticker has left behind.
+struct Left {
+    life: Life,
+    /// The tick it was in the middle of.
+    unfinished: Option<Tick>,
+    /// Whether somebody has looked before, and said so in its stream.
+    settled: bool,
+}
+
+fn look(log: &mut Log, ticker: &DeadTicker) -> Result<Left> {
     log.refresh()?;
     let mut life = read_life(log, ticker.stream)?;
     if life.settled.is_some() {
-        return Ok((None, life));
+        return Ok(Left { life, unfinished: None, settled: true });
     }
     let last = match log.ticks()? {
         Some(ticks) => last_of(log, ticks, ticker)?,
@@ -154,9 +162,37 @@ fn settle_one(engine: &Engine, log: &mut Log, ticker: &DeadTicker) -> Result<(Op
         None => (0, began),
         Some((nth, at)) => (nth, planned(began, interval, nth, at)),
     });
+    Ok(Left { life, unfinished: last.unfinished, settled: false })
+}
+
+/// The batch ids of the ticks that [`settle`] would end, and what was missed, as far as reading can
+/// tell.
+pub(super) fn left_behind(log: &mut Log, now: Time) -> Result<(Vec<String>, Vec<MissedTicks>)> {
+    let (mut ticks, mut missed) = (Vec::new(), Vec::new());
+    for stream in log.reader.open_streams() {
+        let Some(name) = log.reader.name(stream)?.and_then(|name| String::from_utf8(name).ok()) else {
+            continue;
+        };
+        let Some(recorder) = recorder_of(&name) else { continue };
+        if crate::journal::live::seems_alive(&**log.reader.handle.disk(), &recorder) {
+            continue;
+        }
+        let left = look(log, &DeadTicker { stream, name })?;
+        ticks.extend(left.unfinished.map(|tick| tick.batch_id));
+        missed.extend(left.life.missed(now));
+    }
+    Ok((ticks, missed))
+}
+
+/// Answers with the batch id of the tick that was ended, and what is known of the ticker then.
+fn settle_one(engine: &Engine, log: &mut Log, ticker: &DeadTicker) -> Result<(Option<String>, Life)> {
+    let Left { mut life, unfinished, settled } = look(log, ticker)?;
+    if settled {
+        return Ok((None, life));
+    }
     let now = engine.world().clock.now();
-    let interrupted = last.unfinished.as_ref().map(|tick| tick.batch_id.clone());
-    let tick = last.unfinished.map(|tick| {
+    let interrupted = unfinished.as_ref().map(|tick| tick.batch_id.clone());
+    let tick = unfinished.map(|tick| {
         let tick = Tick {
             runner: FRAMEWORK.to_owned(),
             stage: "tick_failed".to_owned(),

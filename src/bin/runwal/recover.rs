@@ -3,8 +3,9 @@
 use crate::args::{Global, RecoverArgs};
 use crate::{Done, complain, show};
 use runwal::Verdict;
-use runwal::engine::{Engine, Options};
+use runwal::engine::{Engine, MissedTicks, Options};
 use runwal::error::ErrorKind;
+use serde::Serialize;
 use std::io::Write;
 
 pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
@@ -34,8 +35,16 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
     for found in verification.iter().flat_map(|found| &found.damage) {
         show::damage(found, global.json());
     }
-    let names: Vec<String> = report.interrupted.iter().map(|run| run.name.to_string()).collect();
-    print(global, true, verdict, report.quarantined_bytes, &names, report.rewritten_files, position.0)?;
+    Found {
+        verdict: verdict.word(),
+        quarantined_bytes: report.quarantined_bytes,
+        interrupted_runs: report.interrupted.iter().map(|run| run.name.to_string()).collect(),
+        interrupted_ticks: report.interrupted_ticks,
+        missed_ticks: missed(&report.missed_ticks),
+        projections_rewritten: report.rewritten_files,
+        position: position.0,
+    }
+    .print(global, true)?;
     for problem in &report.problems {
         complain(&format!("runwal: {problem}"));
     }
@@ -49,43 +58,68 @@ pub(crate) fn recover(global: &Global, args: &RecoverArgs) -> Done {
     })
 }
 
-fn print(
-    global: &Global,
-    done: bool,
-    verdict: Verdict,
-    quarantined: u64,
-    interrupted: &[String],
-    rewritten: u64,
+/// What was found, and done about it.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct Found {
+    verdict: &'static str,
+    quarantined_bytes: u64,
+    interrupted_runs: Vec<String>,
+    projections_rewritten: u64,
     position: u64,
-) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    if global.json() {
-        let runs = serde_json::to_string(interrupted).unwrap_or_default();
-        writeln!(
-            out,
-            "{{\"verdict\":\"{}\",\"quarantinedBytes\":{quarantined},\"interruptedRuns\":{runs},\
-             \"projectionsRewritten\":{rewritten},\"position\":{position}}}",
-            verdict.word()
-        )?;
-    } else {
-        writeln!(out, "verdict: {}", verdict.word())?;
+    interrupted_ticks: Vec<String>,
+    missed_ticks: Vec<Missed>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Missed {
+    planned: String,
+    count: u64,
+    interval_ms: u64,
+}
+
+fn missed(ticks: &[MissedTicks]) -> Vec<Missed> {
+    let one = |missed: &MissedTicks| Missed {
+        planned: missed.planned.to_millis_string(),
+        count: missed.count,
+        interval_ms: u64::try_from(missed.interval.as_millis()).unwrap_or(u64::MAX),
+    };
+    ticks.iter().map(one).collect()
+}
+
+impl Found {
+    fn print(&self, global: &Global, done: bool) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if global.json() {
+            writeln!(out, "{}", serde_json::to_string(self).unwrap_or_default())?;
+            return out.flush();
+        }
+        writeln!(out, "verdict: {}", self.verdict)?;
         let would = if done { "" } else { "would be " };
-        writeln!(out, "bytes {would}set aside: {quarantined}")?;
-        for run in interrupted {
+        writeln!(out, "bytes {would}set aside: {}", self.quarantined_bytes)?;
+        for run in &self.interrupted_runs {
             writeln!(out, "{would}interrupted: {run}")?;
         }
-        if done {
-            writeln!(out, "files written anew: {rewritten}")?;
+        for tick in &self.interrupted_ticks {
+            writeln!(out, "{would}interrupted: tick {tick}")?;
         }
-        writeln!(out, "durable up to position: {position}")?;
+        for missed in &self.missed_ticks {
+            let Missed { planned, count, .. } = missed;
+            writeln!(out, "ticks missed since {planned}: {count}, recorded when timed jobs start again")?;
+        }
+        if done {
+            writeln!(out, "files written anew: {}", self.projections_rewritten)?;
+        }
+        writeln!(out, "durable up to position: {}", self.position)?;
+        out.flush()
     }
-    out.flush()
 }
 
 /// What would be done, as far as reading alone can tell.
 fn dry_run(global: &Global) -> Done {
     let Some(mut log) = global.log()? else {
-        print(global, false, Verdict::Clean, 0, &[], 0, 0)?;
+        Found { verdict: Verdict::Clean.word(), ..Found::default() }.print(global, false)?;
         return Ok(0);
     };
     let verification = log.verify(&mut |_| {})?;
@@ -96,15 +130,17 @@ fn dry_run(global: &Global) -> Done {
     for note in &verification.notes {
         complain(&format!("runwal: {note}"));
     }
-    print(
-        global,
-        false,
-        verification.verdict,
-        verification.torn_bytes,
-        &unfinished,
-        0,
-        verification.durable.0,
-    )?;
+    let (interrupted_ticks, missed_ticks) = log.left_by_timed_jobs()?;
+    Found {
+        verdict: verification.verdict.word(),
+        quarantined_bytes: verification.torn_bytes,
+        interrupted_runs: unfinished,
+        interrupted_ticks,
+        missed_ticks: missed(&missed_ticks),
+        projections_rewritten: 0,
+        position: verification.durable.0,
+    }
+    .print(global, false)?;
     Ok(match verification.verdict {
         Verdict::Clean => 0,
         Verdict::Torn => 4,
