@@ -75,6 +75,7 @@ pub mod engine;
 pub mod error;
 pub mod format;
 mod journal;
+pub mod observe;
 pub mod position;
 mod processes;
 pub mod projection;

@@ -23,6 +23,7 @@ use crate::error::{Conflict, Error, ErrorKind, Result};
 use crate::journal::live::Alive;
 use crate::journal::{Batch, Damage, Draft, Journal, JournalOptions, Target};
 pub use crate::journal::{Conditions, Receipt};
+use crate::observe;
 use crate::position::{Seq, StreamId, Time};
 use crate::projection::{LogTail, RunFold};
 use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
@@ -165,6 +166,19 @@ impl Engine {
 
     /// The same in a world of the caller's.
     pub fn open_in(world: World, options: Options) -> Result<(Self, Report)> {
+        observe::opening(
+            || Self::open_unobserved(world, options),
+            |(_, report)| observe::Opened {
+                verdict: report.verdict.word(),
+                quarantined_bytes: report.quarantined_bytes,
+                kept_records: report.kept_records,
+                interrupted: report.interrupted.len(),
+                position: report.position.0,
+            },
+        )
+    }
+
+    fn open_unobserved(world: World, options: Options) -> Result<(Self, Report)> {
         let log_tail = (options.log_tail_lines, options.log_tail_bytes);
         if log_tail.1 > MAX_LOG_TAIL_LEN {
             let message =

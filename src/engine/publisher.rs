@@ -5,6 +5,7 @@
 use super::repair::rebuild_stream;
 use super::{Log, World};
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use crate::projection::publish::{LiveRun, LiveTicks, TICKS_FOLDER, lock_folder};
 use crate::record::RunName;
@@ -158,6 +159,9 @@ fn work(world: &World, shared: &Shared) {
         };
         for stream in finished {
             runs.remove(&stream);
+        }
+        if let Err(error) = &result {
+            observe::unpublished(error);
         }
         let mut state = shared.hold();
         state.applied = state.applied.max(wanted);

@@ -7,6 +7,7 @@ use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
 use crate::journal::live::Dead;
 use crate::journal::{OpenReport, Verdict};
+use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use crate::processes::{Identity, end_orphans};
 use crate::projection::publish::{
@@ -208,6 +209,7 @@ fn end_run(
     };
     let records = ending_records(&fold, now, before, ending);
     engine.append(stream, fold.last_seq().next(), &records)?;
+    observe::interrupted(name, attempt, ended_processes);
     Ok(Some(InterruptedRun { name: name.clone(), stream, attempt, ended_processes }))
 }
 

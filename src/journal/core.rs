@@ -16,6 +16,7 @@ use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, Draft, Durability, Mark, Phase, Records, SEGMENT_DATA_START,
     SegmentHeader, Target, encode_body,
 };
+use crate::observe;
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -354,11 +355,10 @@ impl Core {
             let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &copies)?;
             let mark = core.mark.read()?;
             core.mark.publish(&mark, mark_at(&segment.header, &spot), &*core.entropy)?;
-            report.recovered.push(Recovered {
-                segment: old.segment,
-                quarantined_bytes: found.garbage_len(),
-                kept_records: found.good.position.0 - found.proven.position.0,
-            });
+            let kept_records = found.good.position.0 - found.proven.position.0;
+            let quarantined_bytes = found.garbage_len();
+            report.recovered.push(Recovered { segment: old.segment, quarantined_bytes, kept_records });
+            observe::recovered(old.segment, quarantined_bytes, kept_records);
             Ok(())
         })
     }
@@ -436,19 +436,30 @@ impl Core {
         let Group { batches, len, .. } = std::mem::take(group);
         let Some(last) = batches.last() else { return Ok(()) };
         let (position, chain) = (last.header.last_position(), last.header.chain);
-        self.guard(|core| {
+        let sync_ns = self.guard(|core| {
             let now = core.clock.now();
             core.mark.set_busy(Phase::Committing, now)?;
             let mark_view = core.mark_view;
             let view = core.view()?;
             let start = view.spot.offset;
             write_frames(&view.segment, start, &batches)?;
-            view.segment.file.sync()?;
+            let file = Arc::clone(&view.segment.file);
+            let header = view.segment.header;
+            let (synced, sync_ns) = observe::timed(&*core.clock, || file.sync());
+            synced?;
             let end = Spot { offset: start + len, position, chain: Some(chain) };
-            let mark = mark_at(&view.segment.header, &end);
+            let mark = mark_at(&header, &end);
             core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
-            Ok(())
+            Ok(sync_ns)
         })?;
+        let records = batches.iter().map(|batch| u64::from(batch.header.count)).sum();
+        observe::committed(&observe::Committed {
+            batches: batches.len(),
+            records,
+            bytes: len,
+            position: position.0,
+            sync_ns,
+        });
         self.written = Written { groups: self.written.groups + 1, len: self.written.len + len };
         for batch in batches {
             self.view()?.added(batch.offset, &batch.header, &batch.body)?;
@@ -489,6 +500,8 @@ impl Core {
             core.view()?.enter(segment);
             Ok(())
         })?;
+        let header = &self.view()?.segment.header;
+        observe::rolled(header.segment, header.capacity);
         let written = std::mem::take(&mut self.written);
         if written.len / written.groups.max(1) < SMALL_GROUP_LEN {
             let len = grown(self.view()?.segment.header.capacity, self.options.max_capacity);
@@ -504,6 +517,7 @@ impl Core {
             Ok(value) => Ok(value),
             Err(error) => {
                 let why = error.to_string();
+                observe::poisoned(&why);
                 self.poisoned = Some(why.clone());
                 let kind = if error.kind() == ErrorKind::Full { ErrorKind::Full } else { ErrorKind::Reopen };
                 Err(error.into_kind(kind).hint(

@@ -30,6 +30,7 @@ use crate::format::{
     MAX_PAYLOAD_LEN,
 };
 pub(crate) use crate::format::{Draft, Target};
+use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -263,6 +264,8 @@ impl Journal {
             return Err(Error::misuse(message));
         }
         let slot = Arc::new(Slot::default());
+        // Told first: it must not be told later than its answer.
+        observe::accepted();
         hold(&self.0.queue).waiting.push((encoded, Arc::clone(&slot)));
         Ok(Ticket { journal: self.clone(), slot })
     }
@@ -294,6 +297,7 @@ impl Journal {
                 Err(_) => refused = true,
             }
             *hold(&slots[i].0) = Some(answer);
+            observe::answered();
         });
         let mut queue = hold(&self.0.queue);
         queue.leading = false;
