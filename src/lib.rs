@@ -54,6 +54,9 @@
 //! | `cli` (default) | the command-line tool |
 //! | `terminal` (with `cli`) | workers in the foreground of a terminal, and on pseudo-terminals |
 //! | `tokio` | `async_engine::AsyncEngine`, `run::Steps`, `timed_jobs` |
+//! | `tracing` | what the engine does, as events for `tracing`; see [`observe`] |
+//! | `metrics` | the same as numbers for `metrics`; see [`observe`] |
+//! | `tracing-layer` | what is traced within a run, written into its stream; see `trace_layer` |
 //! | `testing` | a simulated disk, a crash explorer and the conformance suite for disks |
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -86,6 +89,8 @@ pub mod run;
 pub mod testing;
 #[cfg(feature = "tokio")]
 pub mod timed_jobs;
+#[cfg(feature = "tracing-layer")]
+pub mod trace_layer;
 
 pub use engine::{Engine, Log, Options};
 pub use error::{Conflict, Error, ErrorKind};

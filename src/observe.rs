@@ -280,17 +280,13 @@ fn describe() {
     describe_counter!("runwal_appends_total", Unit::Count, "Batches that became durable.");
     describe_counter!("runwal_records_total", Unit::Count, "Records that became durable.");
     describe_counter!("runwal_bytes_total", Unit::Bytes, "Bytes written to segments for batches.");
-    describe_counter!(
-        "runwal_rolls_total",
-        Unit::Count,
-        "Segments begun because the one before was full."
-    );
+    describe_counter!("runwal_rolls_total", Unit::Count, "Segments begun because the one before was full.");
     describe_histogram!("runwal_group_batches", Unit::Count, "Batches that shared one sync.");
     describe_histogram!("runwal_sync_seconds", Unit::Seconds, "How long the sync of a group took.");
+    describe_gauge!("runwal_queue_depth", Unit::Count, "Batches accepted and not yet committed or refused.");
     describe_gauge!(
-        "runwal_queue_depth",
+        "runwal_poisoned",
         Unit::Count,
-        "Batches accepted and not yet committed or refused."
+        "1 from a failed write until a journal is opened, else 0."
     );
-    describe_gauge!("runwal_poisoned", Unit::Count, "1 from a failed write until a journal is opened, else 0.");
 }

@@ -3,12 +3,16 @@
 //! [`Engine`] writes, and brings the files of its own runs to the disk in a thread of its own.
 //! [`Log`] reads, from any process, and writes nothing. Both are blocking and need no runtime.
 
+#[cfg(feature = "tracing-layer")]
+mod beside;
 mod ending;
 mod log;
 mod publisher;
 mod repair;
 pub(crate) mod tickers;
 
+#[cfg(feature = "tracing-layer")]
+pub(crate) use beside::{Beside, Left, Recorded};
 pub use ending::{Artifact, Ending, ending_records};
 pub(crate) use ending::{EndingData, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
@@ -151,6 +155,8 @@ struct Inner {
     /// How many tickers of the timed jobs there were.
     #[cfg(feature = "tokio")]
     tickers: std::sync::atomic::AtomicU64,
+    #[cfg(feature = "tracing-layer")]
+    recorded: Arc<Recorded>,
 }
 
 impl Engine {
@@ -202,6 +208,8 @@ impl Engine {
             ticks: OnceLock::new(),
             #[cfg(feature = "tokio")]
             tickers: std::sync::atomic::AtomicU64::new(0),
+            #[cfg(feature = "tracing-layer")]
+            recorded: Arc::default(),
         }));
         let report = repair::after_crash(&engine, &options, &opened)?;
         if options.publish {
@@ -453,6 +461,12 @@ impl Engine {
             term: None,
             payload,
         })
+    }
+
+    /// The runs that it has recorders of.
+    #[cfg(feature = "tracing-layer")]
+    pub(crate) fn recorded(&self) -> &Arc<Recorded> {
+        &self.0.recorded
     }
 
     fn journal(&self) -> &Journal {

@@ -28,6 +28,12 @@ pub mod event {
     pub const ARTIFACT_SKIPPED: &str = "artifact_skipped";
     /// What the worker wrote about its own outcome does not count; the message says why.
     pub const OUTCOME_REFUSED: &str = "outcome_refused";
+    /// What was traced within the run: an event.
+    pub const TRACE_EVENT: &str = "trace_event";
+    /// The same, of a span that was closed.
+    pub const TRACE_SPAN: &str = "trace_span";
+    /// Some of what was traced is missing; the message says how much.
+    pub const TRACE_LOST: &str = "trace_lost";
 }
 
 /// The types of the one event that ends a run.

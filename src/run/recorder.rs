@@ -1,6 +1,8 @@
 //! The recorder of one run: the only writer of its stream.
 
 pub use crate::engine::Artifact;
+#[cfg(feature = "tracing-layer")]
+use crate::engine::Beside;
 use crate::engine::{
     Conditions, Ending, EndingData, Engine, NewRecord, Receipt, Ticket, ending_records, preview,
 };
@@ -13,6 +15,7 @@ use crate::record::{
 };
 use serde::Serialize;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The most content of a checkpoint that one record carries.
 const PART_LEN: usize = MAX_PAYLOAD_LEN - (64 << 10);
@@ -220,10 +223,12 @@ pub struct Recorder {
     name: RunName,
     stream: StreamId,
     term: Option<u64>,
-    fold: RunFold,
+    fold: Arc<RunFold>,
     last: Receipt,
     published: Result<()>,
     checkpoints: Vec<Taken>,
+    #[cfg(feature = "tracing-layer")]
+    beside: Arc<Beside>,
 }
 
 /// A checkpoint of a run.
@@ -277,15 +282,19 @@ impl Recorder {
         let published = engine.wait_published(&receipt);
         let mut recorder = Self {
             engine: engine.clone(),
+            #[cfg(feature = "tracing-layer")]
+            beside: Beside::new(engine, &run.name, receipt.stream, in_term(request.term)),
             name: run.name,
             stream: receipt.stream,
             term: request.term,
-            fold,
+            fold: Arc::new(fold),
             last: receipt,
             published,
             checkpoints: Vec::new(),
         };
         recorder.note(&then, now);
+        #[cfg(feature = "tracing-layer")]
+        recorder.beside.begin(&recorder.fold);
         Ok(recorder)
     }
 
@@ -299,7 +308,8 @@ impl Recorder {
         self.stream
     }
 
-    /// Where it stands.
+    /// Where it stands, as of its last record. What was written beside it since, with the feature
+    /// `tracing-layer`, is seen by its next one.
     pub fn fold(&self) -> &RunFold {
         &self.fold
     }
@@ -311,10 +321,14 @@ impl Recorder {
     /// where somebody else has written to the run: it was taken for dead and ended; or where the
     /// term is over.
     pub fn append(&mut self, records: Vec<NewRecord>) -> Result<Receipt> {
-        let changes_state = |r: &NewRecord| matches!(r.body, Body::StatePatch(_)) || r.ends;
         if records.is_empty() {
             return Ok(self.last);
         }
+        self.in_turn(true, |recorder| recorder.append_now(&records))
+    }
+
+    fn append_now(&mut self, records: &[NewRecord]) -> Result<Receipt> {
+        let changes_state = |r: &NewRecord| matches!(r.body, Body::StatePatch(_)) || r.ends;
         if self.fold.ended() && records.iter().any(changes_state) {
             return Err(Error::misuse(format!(
                 "run {} has ended; its state does not change any more",
@@ -322,19 +336,41 @@ impl Recorder {
             )));
         }
         let now = self.engine.world().clock.now();
-        let receipt = self.engine.append(self.stream, self.conditions(), &records)?;
-        self.note(&records, now);
+        let receipt = self.engine.append(self.stream, self.conditions(), records)?;
+        self.note(records, now);
         self.last = receipt;
         Ok(receipt)
+    }
+
+    /// Does `work` while nobody writes to the run beside this recorder, behind what they left.
+    /// Whether that `waits` for what they left to be durable, or counts on it.
+    #[cfg(feature = "tracing-layer")]
+    fn in_turn<T>(&mut self, waits: bool, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let beside = Arc::clone(&self.beside);
+        let turn = beside.turn(&mut self.fold);
+        let ahead = turn.ahead(&mut self.fold);
+        let done = work(self);
+        let settled = if waits { turn.settle(ahead, &mut self.fold) } else { Ok(()) };
+        turn.pass(&self.fold);
+        // Behind what failed nothing else could be written: that is the reason, then.
+        done.or_else(|error| settled.and(Err(error)))
+    }
+
+    /// Does `work`: nobody writes to the run beside this recorder.
+    #[cfg(not(feature = "tracing-layer"))]
+    fn in_turn<T>(&mut self, _waits: bool, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        work(self)
     }
 
     /// Hands records in without waiting for them to be durable. What comes behind them counts on
     /// them: if the ticket fails, everything after it does.
     pub(super) fn submit(&mut self, records: &[NewRecord]) -> Result<Ticket> {
-        let now = self.engine.world().clock.now();
-        let ticket = self.engine.submit(self.stream, self.conditions(), records)?;
-        self.note(records, now);
-        Ok(ticket)
+        self.in_turn(false, |recorder| {
+            let now = recorder.engine.world().clock.now();
+            let ticket = recorder.engine.submit(recorder.stream, recorder.conditions(), records)?;
+            recorder.note(records, now);
+            Ok(ticket)
+        })
     }
 
     /// Nobody else writes to the run, and nobody took over from its conductor.
@@ -348,8 +384,9 @@ impl Recorder {
 
     /// Takes in what was handed to the engine.
     fn note(&mut self, records: &[NewRecord], now: Time) {
+        let fold = Arc::make_mut(&mut self.fold);
         for record in records {
-            preview(&mut self.fold, record, now);
+            preview(fold, record, now);
             if let Body::Checkpoint(part) = &record.body
                 && !record.more
             {
@@ -424,15 +461,17 @@ impl Recorder {
     /// # Errors
     /// [`ErrorKind::Misuse`] where it has ended already.
     pub fn finish(&mut self, end: End) -> Result<RunResult> {
-        let now = self.engine.world().clock.now();
         let End { outcome, ok, blocked, needs_human, exit_code, summary, before, artifacts } = end;
         let (event, level, status) = outcome.terminal();
         let level = if ok == outcome.is_ok() { level } else { Level::Error };
         let data = EndingData { ok, blocked, needs_human, exit_code, artifacts: &artifacts };
         let data = JsonText::of(&data)?;
         let ending = Ending { event, level, status, summary: summary.clone(), exit_code, data };
-        let records = ending_records(&self.fold, now, before, ending);
-        let receipt = self.append(records)?;
+        let (now, receipt) = self.in_turn(true, |recorder| {
+            let now = recorder.engine.world().clock.now();
+            let records = ending_records(&recorder.fold, now, before, ending);
+            Ok((now, recorder.append_now(&records)?))
+        })?;
         let published = std::mem::replace(&mut self.published, Ok(()));
         let publish_error = published.and(self.engine.wait_published(&receipt)).err();
         let started = self.fold.state().started_at.unwrap_or(now);
@@ -464,6 +503,8 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
+        #[cfg(feature = "tracing-layer")]
+        self.beside.end();
         self.engine.forget_run(self.stream);
     }
 }

@@ -37,6 +37,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("run", &["engine", "projection", "record", "processes", "disk", "clock", "position", "error"]),
     ("async_engine", &["engine", "record", "position", "error"]),
     ("timed_jobs", &["engine", "record", "clock", "position", "error"]),
+    ("trace_layer", &["engine", "record", "clock", "observe", "error"]),
     ("docs", &[]),
     (
         "testing",
