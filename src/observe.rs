@@ -117,6 +117,7 @@
 )]
 
 use crate::clock::Clock;
+use crate::position::Position;
 use std::fmt::Display;
 
 /// The target of everything the engine tells.
@@ -129,7 +130,7 @@ pub(crate) struct Committed {
     pub(crate) batches: usize,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
-    pub(crate) position: u64,
+    pub(crate) position: Position,
     /// Where anybody wanted to know.
     pub(crate) sync_ns: Option<u64>,
 }
@@ -141,7 +142,7 @@ pub(crate) struct Opened<'a> {
     pub(crate) quarantined_bytes: u64,
     pub(crate) kept_records: u64,
     pub(crate) interrupted: usize,
-    pub(crate) position: u64,
+    pub(crate) position: Position,
 }
 
 /// Opens a journal, within a span of its own.
@@ -159,6 +160,7 @@ pub(crate) fn opening<T, E: Display>(
             #[cfg(feature = "tracing")]
             {
                 let Opened { verdict, quarantined_bytes, kept_records, interrupted, position } = found(value);
+                let position = position.0;
                 tracing::info!(
                     target: TARGET,
                     verdict,
@@ -257,7 +259,7 @@ pub(crate) fn committed(group: &Committed) {
     let Committed { batches, records, bytes, position, sync_ns } = *group;
     #[cfg(feature = "tracing")]
     {
-        let sync_us = sync_ns.map(|ns| ns / 1_000);
+        let (position, sync_us) = (position.0, sync_ns.map(|ns| ns / 1_000));
         tracing::debug!(target: TARGET, batches, records, bytes, position, sync_us, "committed");
     }
     #[cfg(feature = "metrics")]

@@ -111,7 +111,7 @@ pub struct RunLayer {
 }
 
 /// Has what is traced written. Dropped, everything that waits is written out first, and nothing
-/// from then on; keep it until the program, or the engine, ends.
+/// from then on: keep it until the runs have ended, and not longer than the engine is open.
 #[derive(Debug)]
 pub struct Traces {
     recorded: Arc<Recorded>,
@@ -290,7 +290,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for RunLayer {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let inside = |span: &SpanRef<'_, S>| {
-            let is_in = span.extensions().get::<Traced>().is_some_and(|traced| traced.run.is_some());
+            let of = |traced: &Traced| traced.run.as_ref() == Some(&run);
+            let is_in = span.extensions().get::<Traced>().is_some_and(of);
             is_in && !is_engines(span.metadata().target())
         };
         let names = span.scope().from_root().filter(inside).map(|span| span.name()).collect();

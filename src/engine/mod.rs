@@ -179,7 +179,7 @@ impl Engine {
                 quarantined_bytes: report.quarantined_bytes,
                 kept_records: report.kept_records,
                 interrupted: report.interrupted.len(),
-                position: report.position.0,
+                position: report.position,
             },
         )
     }

@@ -437,29 +437,22 @@ impl Core {
         let Some(last) = batches.last() else { return Ok(()) };
         let (position, chain) = (last.header.last_position(), last.header.chain);
         let sync_ns = self.guard(|core| {
-            let now = core.clock.now();
-            core.mark.set_busy(Phase::Committing, now)?;
+            let clock = Arc::clone(&core.clock);
+            core.mark.set_busy(Phase::Committing, clock.now())?;
             let mark_view = core.mark_view;
             let view = core.view()?;
             let start = view.spot.offset;
             write_frames(&view.segment, start, &batches)?;
-            let file = Arc::clone(&view.segment.file);
-            let header = view.segment.header;
-            let (synced, sync_ns) = observe::timed(&*core.clock, || file.sync());
+            let (synced, sync_ns) = observe::timed(&*clock, || view.segment.file.sync());
             synced?;
             let end = Spot { offset: start + len, position, chain: Some(chain) };
-            let mark = mark_at(&header, &end);
+            let mark = mark_at(&view.segment.header, &end);
             core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
             Ok(sync_ns)
         })?;
         let records = batches.iter().map(|batch| u64::from(batch.header.count)).sum();
-        observe::committed(&observe::Committed {
-            batches: batches.len(),
-            records,
-            bytes: len,
-            position: position.0,
-            sync_ns,
-        });
+        let group = observe::Committed { batches: batches.len(), records, bytes: len, position, sync_ns };
+        observe::committed(&group);
         self.written = Written { groups: self.written.groups + 1, len: self.written.len + len };
         for batch in batches {
             self.view()?.added(batch.offset, &batch.header, &batch.body)?;

@@ -21,6 +21,8 @@ mod fencing;
 mod format;
 mod git;
 mod hostile;
+#[cfg(all(feature = "metrics", feature = "tracing-layer"))]
+mod observe;
 mod steps;
 mod surroundings;
 mod terminal;

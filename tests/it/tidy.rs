@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["position"]),
     ("clock", &["error", "position"]),
     ("disk", &["error", "position", "clock"]),
-    ("observe", &["clock"]),
+    ("observe", &["clock", "position"]),
     ("format", &["position"]),
     ("journal", &["format", "disk", "clock", "observe", "position", "error"]),
     ("reader", &["journal", "disk", "clock", "position", "error"]),
