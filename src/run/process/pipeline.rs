@@ -19,8 +19,9 @@ const BATCH_LEN: usize = 7 << 20;
 /// What a record counts beside its bytes: so much that a batch of this length has no more records
 /// than the journal takes in one, which are 65,536, also where it carries the end of the run.
 const RECORD_LEN: usize = 128;
-/// How long the first chunk waits for others to share its sync.
-const GATHER: Duration = Duration::from_millis(20);
+/// How far apart the moments are at which what was read is written: the same ones for all runs of a
+/// machine, so that many of them share a sync. The first chunk waits this long at most.
+const BEAT_NS: u64 = 25_000_000;
 /// From how many bytes on it does not wait any longer.
 const ENOUGH_LEN: usize = BATCH_LEN;
 
@@ -87,11 +88,11 @@ impl Pipeline {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let waited = Duration::from_nanos(clock.monotonic_ns().saturating_sub(queue.first_at_ns));
-            if queue.urgent || queue.closed || queue.len >= ENOUGH_LEN || waited >= GATHER {
+            let beat = (queue.first_at_ns / BEAT_NS + 1) * BEAT_NS;
+            let left = Duration::from_nanos(beat.saturating_sub(clock.monotonic_ns()));
+            if queue.urgent || queue.closed || queue.len >= ENOUGH_LEN || left.is_zero() {
                 break;
             }
-            let left = GATHER.saturating_sub(waited);
             queue = self.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         queue.urgent = false;

@@ -1,0 +1,192 @@
+//! What many runs at once cost: syncs per record, and memory.
+//!
+//! `cargo bench --bench runs [-- PROCESSES STEPS]` prints the figures of the README: so many worker
+//! processes that write a line every 10 ms, each line of which is durable within 50 ms, and so many
+//! steps by an executor in this process, whose every append is durable before it goes on.
+
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    reason = "measures, and plays the user"
+)]
+
+use runwal::clock::System;
+use runwal::disk::os::OsDisk;
+use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
+use runwal::engine::World;
+use runwal::error::Result;
+use runwal::record::{Channel, Id};
+use runwal::run::{
+    Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Discard, ExecutorError, Outcome, ProcessOptions,
+    RunRequest, Steps,
+};
+use runwal::{Engine, Options};
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const LINES: u32 = 300;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Counts the syncs of files.
+#[derive(Debug)]
+struct Counting(OsDisk, Arc<AtomicU64>);
+
+#[derive(Debug)]
+struct CountingFile(Arc<dyn File>, Arc<AtomicU64>);
+
+impl Disk for Counting {
+    fn open(&self, name: &str, how: Open) -> Result<Arc<dyn File>> {
+        Ok(Arc::new(CountingFile(self.0.open(name, how)?, Arc::clone(&self.1))))
+    }
+    fn create_dir(&self, name: &str) -> Result<bool> {
+        self.0.create_dir(name)
+    }
+    fn rename(&self, from: &str, to: &str, replace: bool) -> Result<bool> {
+        self.0.rename(from, to, replace)
+    }
+    fn remove(&self, name: &str) -> Result<()> {
+        self.0.remove(name)
+    }
+    fn list(&self, name: &str, visit: &mut dyn FnMut(&str, Kind)) -> Result<()> {
+        self.0.list(name, visit)
+    }
+    fn stat(&self, name: &str) -> Result<Option<Stat>> {
+        self.0.stat(name)
+    }
+    fn sync_dir(&self, name: &str) -> Result<()> {
+        self.0.sync_dir(name)
+    }
+    fn sync_all(&self) -> Result<()> {
+        self.0.sync_all()
+    }
+    fn path(&self) -> Option<std::path::PathBuf> {
+        Disk::path(&self.0)
+    }
+    fn session(&self) -> Result<Session> {
+        self.0.session()
+    }
+    fn unreliable(&self) -> Result<Option<&'static str>> {
+        self.0.unreliable()
+    }
+}
+
+impl File for CountingFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.0.write_at(bytes, offset)
+    }
+    fn sync(&self) -> Result<()> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.sync()
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.0.set_len(len)
+    }
+    fn stat(&self) -> Result<Stat> {
+        self.0.stat()
+    }
+    fn try_lock(&self) -> Result<bool> {
+        self.0.try_lock()
+    }
+    fn unlock(&self) -> Result<()> {
+        self.0.unlock()
+    }
+    fn drop_cache(&self) -> Result<()> {
+        self.0.drop_cache()
+    }
+}
+
+/// Writes a line, and waits a little, and again.
+fn worker() {
+    let mut out = std::io::stdout();
+    for n in 0..LINES {
+        writeln!(out, "line {n}").unwrap();
+        std::thread::sleep(PAUSE);
+    }
+}
+
+struct Writer;
+
+impl AsyncExecutor for Writer {
+    async fn execute(&self, step: AsyncStep) -> std::result::Result<Answer, ExecutorError> {
+        for n in 0..20 {
+            step.chunk(Channel::Stdout, format!("line {n}\n").into_bytes()).await?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(Answer::new(Outcome::Completed, "Done."))
+    }
+}
+
+fn request(run: usize) -> RunRequest {
+    let id = |text: String| Id::new(text).unwrap();
+    RunRequest::new(id("bench".to_owned()), id(format!("r-{run}")), id("write".to_owned()))
+}
+
+/// The most memory this process has had, in MiB.
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
+async fn measure(what: &str, count: usize, processes: bool) {
+    let base = std::env::var_os("RUNWAL_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let dir = tempfile::tempdir_in(base).unwrap();
+    let syncs = Arc::new(AtomicU64::new(0));
+    let disk = Counting(OsDisk::create(&dir.path().join("data")).unwrap(), Arc::clone(&syncs));
+    let world = World { disk: Arc::new(disk), clock: Arc::new(System), entropy: Arc::new(System) };
+    let (engine, _) = Engine::open_in(world, Options::default()).unwrap();
+    let (steps, cancel) = (Steps::new(&engine, count), Cancel::new().unwrap());
+    let before = syncs.load(Ordering::Relaxed);
+    let start = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for run in 0..count {
+        let (steps, cancel) = (steps.clone(), cancel.clone());
+        tasks.spawn(async move {
+            let checkpoints = Checkpoints { git_diff: false, ..Checkpoints::default() };
+            if processes {
+                let mut request = request(run);
+                let own = std::env::current_exe().unwrap().into_os_string().into_encoded_bytes();
+                request.command = vec![own, b"--worker".to_vec()];
+                let options = ProcessOptions { checkpoints, ..ProcessOptions::default() };
+                steps.process(request, options, Discard, &cancel).await.unwrap().run
+            } else {
+                steps.execute(request(run), &Arc::new(Writer), &checkpoints, &cancel).await.unwrap()
+            }
+        });
+    }
+    let results = tasks.join_all().await;
+    let took = start.elapsed();
+    assert!(results.iter().all(|result| result.outcome == Outcome::Completed));
+    let records: u64 = results.iter().map(|result| result.counts.records).sum();
+    let syncs = syncs.load(Ordering::Relaxed) - before;
+    let closing = Instant::now();
+    engine.close().unwrap();
+    println!(
+        "{count} {what}: {records} records, {syncs} syncs, {:.4} syncs per record; {:.1} s, closed in {:.0} ms; \
+         at most {:.0} MiB",
+        syncs as f64 / records as f64,
+        took.as_secs_f64(),
+        closing.elapsed().as_secs_f64() * 1e3,
+        peak_mib(),
+    );
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if args.iter().any(|arg| arg == "--worker") {
+        return worker();
+    }
+    let mut numbers = args.iter().filter_map(|arg| arg.parse::<usize>().ok());
+    let (processes, steps) = (numbers.next().unwrap_or(64), numbers.next().unwrap_or(1000));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        measure("worker processes", processes, true).await;
+        measure("steps", steps, false).await;
+    });
+}
