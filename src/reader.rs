@@ -19,6 +19,9 @@ use std::time::Duration;
 /// The shortest and longest pause between two looks at the mark.
 const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
+/// For how many items a sequence keeps room while it waits.
+const KEPT_ITEMS: usize = 64;
+
 /// What reading gives.
 #[derive(Debug)]
 pub(crate) enum Item {
@@ -92,9 +95,18 @@ impl Reader {
                     sequence.told_end = true;
                     sequence.ready.extend(self.handle.end_damage.iter().cloned().map(Item::Damage));
                 }
-                None => return Ok(None),
+                None => {
+                    sequence.walker.rest();
+                    sequence.ready.shrink_to(KEPT_ITEMS);
+                    return Ok(None);
+                }
             }
         }
+    }
+
+    /// The clock that never goes back.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.clock.monotonic_ns()
     }
 
     /// Moves on to what is durable now.

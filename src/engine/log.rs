@@ -1,6 +1,7 @@
 //! Reading the journal as records.
 
 use super::World;
+use super::subscription::{Cursor, Filter, Start, Subscription};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{Damage, Verification};
 use crate::position::{Position, Seq, StreamId, Time};
@@ -85,6 +86,44 @@ impl Log {
     /// Moves on to what is durable now; answers whether that is more.
     pub fn refresh(&mut self) -> Result<bool> {
         self.reader.refresh()
+    }
+
+    /// The position that a cursor names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] where it belongs to another journal, or stands behind the end of this
+    /// one.
+    pub fn position_of(&mut self, cursor: &Cursor) -> Result<Position> {
+        if *cursor == Cursor::default() {
+            return Ok(Position::ZERO);
+        }
+        if cursor.journal() != self.journal_id() {
+            let (its, ours) = (super::hex(&cursor.journal()), super::hex(&self.journal_id()));
+            let message = format!("the cursor belongs to another journal: to {its}, and this is {ours}");
+            return Err(Error::misuse(message));
+        }
+        if cursor.position() > self.durable() {
+            self.refresh()?;
+        }
+        // What is known to be lost has been there.
+        let known = self.damage_at_end().iter().map(|lost| lost.to).fold(self.durable(), Position::max);
+        if cursor.position() > known {
+            let said = cursor.position();
+            let message =
+                format!("the cursor stands behind record {said}, and the journal ends with record {known}");
+            return Err(Error::misuse(message).hint(
+                "Nothing was done. It was taken of a longer copy of this journal; begin anew, or at a place of this one.",
+            ));
+        }
+        Ok(cursor.position())
+    }
+
+    /// Reads on from some place, also what is still to come: see [`Subscription`].
+    ///
+    /// # Errors
+    /// As [`position_of`](Self::position_of).
+    pub fn subscribe(self, start: Start, filter: Filter) -> Result<Subscription> {
+        Subscription::begin(self, start, filter, None)
     }
 
     /// The records from a position on, in order.
@@ -377,7 +416,7 @@ impl Records<'_> {
 
 /// Gives a record its meaning. One that cannot be what its kind says is damage of a kind that only
 /// its writer can have done, and is passed on as unknown rather than ending the read.
-fn decode(raw: RawRecord) -> Result<Record> {
+pub(super) fn decode(raw: RawRecord) -> Result<Record> {
     let len = raw.payload.len() as u64;
     let body = match Body::decode(raw.kind, raw.version, raw.payload) {
         Ok(body) => body,

@@ -9,6 +9,7 @@ mod ending;
 mod log;
 mod publisher;
 mod repair;
+mod subscription;
 pub(crate) mod tickers;
 
 #[cfg(feature = "tracing-layer")]
@@ -18,12 +19,14 @@ pub(crate) use ending::{EndingData, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
 pub use repair::{InterruptedRun, Report};
 pub(crate) use repair::{hex, outcome_name};
+pub use subscription::{Cursor, Delivery, Filter, Start, Subscription};
 pub use tickers::MissedTicks;
 
 use crate::clock::{Clock, Entropy, System};
 use crate::disk::Disk;
 use crate::disk::os::OsDisk;
 use crate::error::{Conflict, Error, ErrorKind, Result};
+pub(crate) use crate::journal::bell::Bell;
 use crate::journal::live::Alive;
 use crate::journal::{Batch, Damage, Draft, Journal, JournalOptions, Target};
 pub use crate::journal::{Conditions, Receipt};
@@ -244,6 +247,21 @@ impl Engine {
     /// A handle for reading the same journal.
     pub fn log(&self) -> Result<Log> {
         Log::open_in(&self.0.world)
+    }
+
+    /// Reads on from some place, also what is still to come, and wakes at once for what this engine
+    /// writes: see [`Subscription`]. It reads for itself: nobody who appends waits for it, and it goes
+    /// on when the engine is closed.
+    ///
+    /// # Errors
+    /// As [`Log::position_of`].
+    pub fn subscribe(&self, start: Start, filter: Filter) -> Result<Subscription> {
+        Subscription::begin(self.log()?, start, filter, Some(Arc::clone(self.bell())))
+    }
+
+    /// What rings when this engine has made something durable.
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        self.0.journal.bell()
     }
 
     /// Whether a write failed: nothing more is written through this engine; open anew.

@@ -5,6 +5,7 @@
 //! promises: what a [`Receipt`] was given for survives; a reader never sees what could still be
 //! lost; damage is told and never shortened away.
 
+pub(crate) mod bell;
 mod core;
 mod index;
 mod keys;
@@ -21,6 +22,7 @@ pub use segment::Damage;
 pub use spare::Spares;
 pub use verify::{Verdict, Verification};
 
+use self::bell::Bell;
 use self::core::{Answer, Core, Encoded};
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
@@ -187,6 +189,7 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     durable: Mutex<Position>,
+    bell: Arc<Bell>,
 }
 
 #[derive(Debug, Default)]
@@ -228,6 +231,7 @@ impl Journal {
             queue: Mutex::default(),
             changed: Condvar::new(),
             durable: Mutex::new(durable),
+            bell: Arc::default(),
         };
         Ok((Self(Arc::new(shared)), report))
     }
@@ -299,6 +303,7 @@ impl Journal {
             *hold(&slots[i].0) = Some(answer);
             observe::answered();
         });
+        self.0.bell.ring();
         let mut queue = hold(&self.0.queue);
         queue.leading = false;
         if refused {
@@ -311,6 +316,11 @@ impl Journal {
     /// The last position known to be durable in this process.
     pub(crate) fn durable(&self) -> Position {
         *hold(&self.0.durable)
+    }
+
+    /// What rings when this handle has made something durable.
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.0.bell
     }
 
     /// Runs `work` while no commit of this process is under way, and so without the journal's lock.

@@ -333,6 +333,13 @@ impl Walker {
         self
     }
 
+    /// Holds no more memory than it takes to go on.
+    pub(crate) fn rest(&mut self) {
+        if let Some(scanner) = &mut self.scanner {
+            scanner.rest();
+        }
+    }
+
     /// The next step; `None` at the durable end, behind which it goes on after a refresh.
     pub(crate) fn step(&mut self, handle: &mut ReadHandle) -> Result<Option<Walked<'_>>> {
         loop {

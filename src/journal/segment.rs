@@ -294,6 +294,11 @@ impl Scanner {
         self.bound = bound;
     }
 
+    /// Gives the buffer back: there may be many who wait at the end for long.
+    pub(crate) fn rest(&mut self) {
+        (self.buffer, self.buffer_start) = (Vec::new(), 0);
+    }
+
     /// Makes `len` bytes from `offset` stand in the buffer, fewer at the bound.
     fn fill(&mut self, offset: u64, len: usize) -> Result<()> {
         let len = len.min(usize::try_from(self.bound.offset.saturating_sub(offset)).unwrap_or(len));

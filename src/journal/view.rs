@@ -152,10 +152,6 @@ impl View {
         Ok(index)
     }
 
-    fn index_of(&mut self, number: u64) -> Result<Arc<Footer>> {
-        if number == self.segment.number() { Ok(Arc::new(self.index.clone())) } else { self.sealed(number) }
-    }
-
     /// The streams that have not ended.
     pub(crate) fn open_streams(&self) -> &BTreeMap<StreamId, OpenStream> {
         &self.index.open
@@ -264,7 +260,13 @@ impl View {
     /// Where to begin scanning for a position, in the segment that holds it.
     pub(crate) fn near(&mut self, position: Position) -> Result<BatchPlace> {
         let segment = self.segment_with(position)?;
-        let index = self.index_of(segment)?;
+        let sealed;
+        let index = if segment == self.segment.number() {
+            &self.index
+        } else {
+            sealed = self.sealed(segment)?;
+            &*sealed
+        };
         let at = index.positions.partition_point(|(first, _)| *first <= position).max(1) - 1;
         let offset = index.positions.get(at).map_or(crate::format::SEGMENT_DATA_START, |(_, offset)| *offset);
         Ok(BatchPlace { segment, offset })

@@ -50,6 +50,74 @@ pub mod kind {
     pub const TICK: u8 = 7;
 }
 
+/// The kinds that this version knows, to choose among.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A run was prepared.
+    Run,
+    /// A lifecycle event.
+    Lifecycle,
+    /// Bytes of the worker's stdout.
+    Stdout,
+    /// Bytes of the worker's stderr.
+    Stderr,
+    /// A change of a run's state.
+    StatePatch,
+    /// A checkpoint of a run, or a part of one.
+    Checkpoint,
+    /// A record of the timed jobs.
+    Tick,
+}
+
+impl Kind {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::Run,
+        Self::Lifecycle,
+        Self::Stdout,
+        Self::Stderr,
+        Self::StatePatch,
+        Self::Checkpoint,
+        Self::Tick,
+    ];
+
+    /// Its number in the journal.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Run => kind::RUN,
+            Self::Lifecycle => kind::LIFECYCLE,
+            Self::Stdout => kind::STDOUT,
+            Self::Stderr => kind::STDERR,
+            Self::StatePatch => kind::STATE_PATCH,
+            Self::Checkpoint => kind::CHECKPOINT,
+            Self::Tick => kind::TICK,
+        }
+    }
+
+    /// Its name, as commands take and show it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Lifecycle => "lifecycle",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::StatePatch => "state_patch",
+            Self::Checkpoint => "checkpoint",
+            Self::Tick => "tick",
+        }
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|kind| kind.word() == text);
+        found.ok_or_else(|| Error::misuse(format!("\"{}\" is no kind of record", text.escape_debug())))
+    }
+}
+
 /// What a record says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -76,32 +144,31 @@ pub enum Body {
 }
 
 impl Body {
+    /// Its kind, where this version knows it.
+    pub fn known_kind(&self) -> Option<Kind> {
+        Some(match self {
+            Self::Run(_) => Kind::Run,
+            Self::Lifecycle(_) => Kind::Lifecycle,
+            Self::Chunk(Channel::Stdout, _) => Kind::Stdout,
+            Self::Chunk(Channel::Stderr, _) => Kind::Stderr,
+            Self::StatePatch(_) => Kind::StatePatch,
+            Self::Checkpoint(_) => Kind::Checkpoint,
+            Self::Tick(_) => Kind::Tick,
+            Self::Unknown { .. } => return None,
+        })
+    }
+
     /// The number of its kind.
     pub fn kind(&self) -> u8 {
         match self {
-            Self::Run(_) => kind::RUN,
-            Self::Lifecycle(_) => kind::LIFECYCLE,
-            Self::Chunk(Channel::Stdout, _) => kind::STDOUT,
-            Self::Chunk(Channel::Stderr, _) => kind::STDERR,
-            Self::StatePatch(_) => kind::STATE_PATCH,
-            Self::Checkpoint(_) => kind::CHECKPOINT,
-            Self::Tick(_) => kind::TICK,
             Self::Unknown { kind, .. } => *kind,
+            known => known.known_kind().map_or(0, Kind::number),
         }
     }
 
     /// The name of its kind, as commands show it.
     pub fn kind_name(&self) -> &'static str {
-        match self {
-            Self::Run(_) => "run",
-            Self::Lifecycle(_) => "lifecycle",
-            Self::Chunk(Channel::Stdout, _) => "stdout",
-            Self::Chunk(Channel::Stderr, _) => "stderr",
-            Self::StatePatch(_) => "state_patch",
-            Self::Checkpoint(_) => "checkpoint",
-            Self::Tick(_) => "tick",
-            Self::Unknown { .. } => "unknown",
-        }
+        self.known_kind().map_or("unknown", Kind::word)
     }
 
     /// Its bytes, and the version of the schema they follow.

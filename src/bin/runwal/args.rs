@@ -1,12 +1,13 @@
 //! Every option, once.
 
 use crate::Failure;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use runwal::clock::Clock;
 use runwal::engine::{Log, RunInfo, World};
 use runwal::error::{Error, ErrorKind};
 use runwal::position::{Seq, Time};
-use runwal::record::Record;
+use runwal::record::{Kind, Record};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -379,8 +380,8 @@ pub(crate) struct LogArgs {
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub(crate) until: Option<String>,
     /// Only of this kind; may be repeated
-    #[arg(long = "kind", value_name = "KIND")]
-    pub(crate) kinds: Vec<KindName>,
+    #[arg(long = "kind", value_name = "KIND", value_parser = kinds())]
+    pub(crate) kinds: Vec<Kind>,
     /// Only lifecycle events of this level or above
     #[arg(long)]
     pub(crate) level: Option<LevelName>,
@@ -389,24 +390,16 @@ pub(crate) struct LogArgs {
     pub(crate) after_cursor: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum KindName {
-    Run,
-    Lifecycle,
-    Stdout,
-    Stderr,
-    StatePatch,
-    Checkpoint,
-    Tick,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum LevelName {
     Debug,
     Info,
     Warn,
     Error,
+}
+
+fn kinds() -> impl TypedValueParser<Value = Kind> {
+    PossibleValuesParser::new(Kind::ALL.map(Kind::word)).try_map(|word| word.parse())
 }
 
 #[derive(Debug, Args)]

@@ -1,12 +1,12 @@
 //! `runwal log`
 
-use crate::args::{Global, KindName, LevelName, LogArgs, moment};
+use crate::args::{Global, LevelName, LogArgs, moment};
 use crate::{Done, Failure, complain, show};
 use runwal::clock::Clock;
 use runwal::engine::{Entry, Log, RunInfo};
 use runwal::error::Error;
 use runwal::position::{Position, StreamId, Time};
-use runwal::record::{Body, Level, Record, RunName};
+use runwal::record::{Body, Kind, Level, Record, RunName};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::time::Duration;
@@ -20,7 +20,7 @@ struct Filter {
     run: Option<RunInfo>,
     since: Option<Time>,
     until: Option<Time>,
-    kinds: Vec<&'static str>,
+    kinds: Vec<Kind>,
     level: Option<Level>,
     from: Position,
 }
@@ -29,15 +29,6 @@ impl Filter {
     fn new(log: &mut Log, args: &LogArgs) -> Result<Self, Failure> {
         let now = runwal::clock::System.now();
         let time = |text: &Option<String>| text.as_deref().map(|at| moment(at, now)).transpose();
-        let kinds = args.kinds.iter().map(|kind| match kind {
-            KindName::Run => "run",
-            KindName::Lifecycle => "lifecycle",
-            KindName::Stdout => "stdout",
-            KindName::Stderr => "stderr",
-            KindName::StatePatch => "state_patch",
-            KindName::Checkpoint => "checkpoint",
-            KindName::Tick => "tick",
-        });
         let level = args.level.map(|level| match level {
             LevelName::Debug => Level::Debug,
             LevelName::Info => Level::Info,
@@ -47,7 +38,7 @@ impl Filter {
         let run = args.run.as_deref().map(|run| log.resolve(run)).transpose()?;
         let mut from = Position(1);
         if let Some(cursor) = &args.after_cursor {
-            from = Position(after_cursor(log, cursor)?.0.saturating_add(1));
+            from = Position(log.position_of(&cursor.parse()?)?.0.saturating_add(1));
         } else if let Some(run) = &run {
             from = Position(run.stream.0);
         }
@@ -55,7 +46,7 @@ impl Filter {
             run,
             since: time(&args.since)?,
             until: time(&args.until)?,
-            kinds: kinds.collect(),
+            kinds: args.kinds.clone(),
             level,
             from,
         })
@@ -65,19 +56,10 @@ impl Filter {
         self.run.as_ref().is_none_or(|run| run.stream == record.stream)
             && self.since.is_none_or(|since| record.time >= since)
             && self.until.is_none_or(|until| record.time <= until)
-            && (self.kinds.is_empty() || self.kinds.contains(&record.body.kind_name()))
+            && (self.kinds.is_empty()
+                || record.body.known_kind().is_some_and(|kind| self.kinds.contains(&kind)))
             && self.level.is_none_or(|level| matches!(&record.body, Body::Lifecycle(e) if e.level >= level))
     }
-}
-
-fn after_cursor(log: &Log, cursor: &str) -> Result<Position, Failure> {
-    let usage = || Failure::Usage(format!("\"{}\" is no cursor", cursor.escape_debug()));
-    let (_, position) = cursor.split_once(':').ok_or_else(usage)?;
-    let position = Position(position.parse().map_err(|_| usage())?);
-    if show::cursor(&log.journal_id(), position) != cursor {
-        return Err(Failure::Usage("the cursor belongs to another journal".to_owned()));
-    }
-    Ok(position)
 }
 
 /// Prints records, and remembers the names of their runs.

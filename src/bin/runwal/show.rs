@@ -3,8 +3,8 @@
 use crate::complain;
 use base64::Engine as _;
 use runwal::Damage;
+use runwal::engine::Cursor;
 use runwal::error::{Error, ErrorKind, Place};
-use runwal::position::Position;
 use runwal::projection::{meta_value, tick_line};
 use runwal::record::{Body, JsonText, Level, Record, RunName, escape_line};
 use serde::Serialize;
@@ -99,15 +99,6 @@ pub(crate) fn damage(damage: &Damage, json: bool) {
     }
 }
 
-/// The name of a place in the journal that survives rolls and copies.
-pub(crate) fn cursor(journal: &[u8; 16], position: Position) -> String {
-    let mut text = String::new();
-    for byte in journal {
-        let _ = write!(text, "{byte:02x}");
-    }
-    format!("{text}:{position}")
-}
-
 /// A record as `log -o json` prints it. Fields that a kind lacks are left out; the order is fixed.
 #[derive(Serialize, Default)]
 #[serde(rename_all = "camelCase")]
@@ -192,7 +183,7 @@ pub(crate) fn record_json(record: &Record, run: Option<&RunName>, journal: &[u8;
         created_at: record.created_at.to_nanos_string(),
         kind: record.body.kind_name(),
         more: record.more,
-        cursor: cursor(journal, record.position),
+        cursor: Cursor::new(*journal, record.position).to_string(),
         ..RecordJson::default()
     };
     let raw = |text: String| RawValue::from_string(text).ok();
