@@ -1,7 +1,11 @@
 //! The engine for asynchronous callers: the same journal behind a commit thread of its own, so
 //! that no append ever blocks a thread of the runtime on the disk.
 
-use crate::engine::{Conditions, Engine, NewRecord, Receipt, Ticket};
+mod subscription;
+
+pub use subscription::{AsyncLog, AsyncSubscription};
+
+use crate::engine::{Conditions, Engine, Filter, NewRecord, Receipt, Start, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
 use crate::record::RunPrepared;
@@ -41,6 +45,7 @@ type Answer = oneshot::Sender<Result<Receipt>>;
 pub struct AsyncEngine {
     jobs: mpsc::Sender<Job>,
     engine: Engine,
+    log: AsyncLog,
 }
 
 impl AsyncEngine {
@@ -55,12 +60,21 @@ impl AsyncEngine {
             .name("runwal-commit".to_owned())
             .spawn(move || commit(&for_thread, waiting))
             .map_err(|e| Error::io("starting the commit thread", e))?;
-        Ok(Self { jobs, engine })
+        let log = AsyncLog::of(&engine);
+        Ok(Self { jobs, engine, log })
     }
 
     /// The blocking engine behind it: for reading, and for threads that may block.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Reads on from some place, also what is still to come: see [`AsyncSubscription`].
+    ///
+    /// # Errors
+    /// As [`AsyncLog::subscribe`].
+    pub async fn subscribe(&self, start: Start, filter: Filter) -> Result<AsyncSubscription> {
+        self.log.subscribe(start, filter).await
     }
 
     /// Appends records to a stream, all or nothing. Durable when the future is ready.

@@ -16,6 +16,7 @@
 //! * [`engine::Engine`] opens a data directory for writing, [`engine::Log`] for reading.
 //! * [`run::record_process`] records a child process, [`run::run_step`] a step by an
 //!   [`run::Executor`], [`run::Recorder`] a run of your own making; `run::Steps` many of them at once.
+//! * [`Engine::subscribe`] hands out what is recorded, by run and kind, and goes on after a restart.
 //! * [`format`](mod@format) is the on-disk contract, [`docs::durability`] what is assumed and
 //!   promised, [`docs::recorder`] what recording a process means, [`docs::architecture`] the map of
 //!   the code.
@@ -53,7 +54,7 @@
 //! |---|---|
 //! | `cli` (default) | the command-line tool |
 //! | `terminal` (with `cli`) | workers in the foreground of a terminal, and on pseudo-terminals |
-//! | `tokio` | `async_engine::AsyncEngine`, `run::Steps`, `timed_jobs` |
+//! | `tokio` | `async_engine::AsyncEngine`, subscriptions for a runtime, `run::Steps`, `timed_jobs` |
 //! | `tracing` | what the engine does, as events for `tracing`; see [`observe`] |
 //! | `metrics` | the same as numbers for `metrics`; see [`observe`] |
 //! | `tracing-layer` | what is traced within a run, written into its stream; see `trace_layer` |

@@ -19,6 +19,8 @@ pub(crate) use ending::{EndingData, preview};
 pub use log::{Entry, Info, Log, Records, RunInfo};
 pub use repair::{InterruptedRun, Report};
 pub(crate) use repair::{hex, outcome_name};
+#[cfg(feature = "tokio")]
+pub(crate) use subscription::{Course, LOOK, Step};
 pub use subscription::{Cursor, Delivery, Filter, Start, Subscription};
 pub use tickers::MissedTicks;
 

@@ -96,14 +96,18 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// Small reproducible random numbers.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % sides
+    }
+
+    pub(crate) fn pick(&mut self, len: usize) -> usize {
+        usize::try_from(self.roll(len as u64)).unwrap()
     }
 }
 

@@ -28,5 +28,6 @@ mod surroundings;
 mod terminal;
 mod ticker;
 mod tidy;
+mod watching;
 mod word;
 mod workers;
