@@ -784,6 +784,7 @@ fn with_v_every_command_says_which_data_directory_it_is_about() {
         &["recover"],
         &["verify"],
         &["info"],
+        &["ticks"],
     ] {
         let quiet = place.ends(0, args);
         assert!(quiet.stderr.is_empty(), "{quiet:?}");

@@ -27,6 +27,7 @@ mod steps;
 mod surroundings;
 mod terminal;
 mod ticker;
+mod ticks;
 mod tidy;
 mod watching;
 mod word;

@@ -224,6 +224,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Sizes and counts
     Info,
+    /// Print the records of the timed jobs, one a line
+    Ticks(TicksArgs),
     /// Print a script that completes commands and options in a shell
     Completions(CompletionsArgs),
     /// Print the manual, to be read with `runwal man | man -l -`
@@ -463,6 +465,16 @@ pub(crate) struct VerifyArgs {
     /// Also compare the projected files with the journal
     #[arg(long)]
     pub(crate) deep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TicksArgs {
+    /// Only of this day in UTC, as 2026-04-01
+    #[arg(long)]
+    pub(crate) day: Option<String>,
+    /// Begin with the last 10 and go on with what is recorded from now on
+    #[arg(short, long)]
+    pub(crate) follow: bool,
 }
 
 /// A moment as a person writes it: RFC 3339, or so long ago as `-10m`.

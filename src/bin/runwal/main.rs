@@ -16,6 +16,7 @@ mod runs;
 mod show;
 mod sink;
 mod state;
+mod ticks;
 mod verify;
 
 use args::{Cli, Command};
@@ -101,6 +102,7 @@ fn main() -> ExitCode {
         Command::Recover(args) => recover::recover(&cli.global, args),
         Command::Verify(args) => verify::verify(&cli.global, args),
         Command::Info => info::info(&cli.global),
+        Command::Ticks(args) => ticks::ticks(&cli.global, args),
         Command::Completions(args) => manual::completions(args),
         Command::Man => manual::man(),
     };

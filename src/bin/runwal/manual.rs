@@ -163,6 +163,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
                runwal show @last                   how it went, and what to do next\n  \
                runwal replay @last --max-gap 2s    see it again, without the long silences\n  \
                runwal runs --status failed -n 5    the last five that failed\n  \
+               runwal ticks --day 2026-04-01       what the timed jobs did that day\n  \
                runwal verify                       what is wrong, and where"],
     ),
     (
