@@ -53,3 +53,28 @@ impl Drop for Listener<'_> {
         self.bell.listeners.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever listens has an hour of patience: a bell that is not heard hangs the test.
+    #[test]
+    fn who_listens_hears_what_was_rung_since() {
+        let bell = Bell::default();
+        bell.ring();
+        std::thread::scope(|scope| {
+            for _ in 0..50 {
+                let listeners: Vec<_> = (0..4).map(|_| bell.listen()).collect();
+                for listener in listeners {
+                    scope.spawn(move || assert!(listener.wait(Duration::from_hours(1))));
+                }
+                bell.ring();
+            }
+        });
+        let listener = bell.listen();
+        assert!(!listener.wait(Duration::ZERO), "what was rung before is not heard");
+        bell.ring();
+        assert!(listener.wait(Duration::ZERO));
+    }
+}

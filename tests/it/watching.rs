@@ -466,32 +466,6 @@ async fn two_hundred_are_woken_and_none_is_forgotten() {
     println!("200 were woken within {:?} in the median, {:?} at most", last[ROUNDS / 2], last[ROUNDS - 1]);
 }
 
-#[tokio::test]
-async fn what_this_process_writes_is_told_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path());
-    let mut recorder = begin(&engine, &name(0, 0));
-    let watching = AsyncEngine::new(engine.clone()).unwrap();
-    let mut watched = watching.subscribe(Start::Now, Filter::default()).await.unwrap();
-    let mut medians = Vec::new();
-    // A machine that is busy with other tests gets more than one try.
-    while medians.len() < 10 && medians.last().is_none_or(|median| *median > Duration::from_millis(4)) {
-        let mut took = Vec::new();
-        for _ in 0..20 {
-            // It waits when the record is written, at any moment between two looks.
-            tokio::time::timeout(Duration::from_millis(25), watched.next()).await.unwrap_err();
-            recorder.event(Lifecycle::new("note", Level::Info, "Noted.")).unwrap();
-            let begun = Instant::now();
-            watched.next().await.unwrap();
-            took.push(begun.elapsed());
-        }
-        took.sort();
-        medians.push(took[10]);
-    }
-    // By looking alone it would take 10 ms in the median, and never this little.
-    assert!(medians.len() < 10, "{medians:?}");
-}
-
 /// Other processes are seen by looking at the mark.
 #[tokio::test]
 async fn what_another_process_writes_is_told_soon() {
