@@ -17,6 +17,7 @@
 //! * [`run::record_process`] records a child process, [`run::run_step`] a step by an
 //!   [`run::Executor`], [`run::Recorder`] a run of your own making; `run::Steps` many of them at once.
 //! * [`Engine::subscribe`] hands out what is recorded, by run and kind, and goes on after a restart.
+//! * [`run::NextAttempt`] goes on from a run that ended, also one that a crash ended.
 //! * [`format`](mod@format) is the on-disk contract, [`docs::durability`] what is assumed and
 //!   promised, [`docs::recorder`] what recording a process means, [`docs::architecture`] the map of
 //!   the code.

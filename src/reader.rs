@@ -185,6 +185,47 @@ impl Reader {
         Ok(damage)
     }
 
+    /// Hands the first record of every stream on to `visit`, newest first, until that has enough. Goes
+    /// back segment by segment, by their indexes. Answers with the damage behind which there may be
+    /// others.
+    pub(crate) fn beginnings(
+        &mut self,
+        visit: &mut dyn FnMut(RawRecord) -> Result<bool>,
+    ) -> Result<Vec<Damage>> {
+        let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
+        let mut numbers = view.before_active()?;
+        numbers.push(view.segment.number());
+        let (mut damage, mut holes, mut reached) = (Vec::<Damage>::new(), Vec::new(), Position::ZERO);
+        'all: for number in numbers.into_iter().rev() {
+            let begun = self.handle.view().map_or(Ok(Vec::new()), |view| view.begun_in(number))?;
+            for (id, place) in begun.into_iter().rev() {
+                let records = match self.handle.batch(place)? {
+                    Ok((header, body)) => owned_records(place, &header, &body, false)?,
+                    Err(met) => Err(met),
+                };
+                let first = records.map(|all| all.into_iter().find(|record| record.position.0 == id.0));
+                match first {
+                    Ok(Some(record)) => {
+                        if !visit(record)? {
+                            reached = Position(id.0);
+                            break 'all;
+                        }
+                    }
+                    // Only what stands behind it is left, and tells of the hole.
+                    Ok(None) => holes.extend(self.stream(id, Seq(1), &mut |_| Ok(false))?),
+                    Err(met) => damage.push(met),
+                }
+            }
+        }
+        damage.extend(self.damage_behind(reached));
+        // A hole is worth a word where nothing else explains it.
+        holes.retain(|hole| !damage.iter().any(|met| met.from <= hole.from && hole.to <= met.to));
+        damage.extend(holes);
+        damage.sort_by_key(|met| (met.segment, met.offset));
+        damage.dedup_by_key(|met| (met.segment, met.offset));
+        Ok(damage)
+    }
+
     /// The stream of this name.
     pub(crate) fn find(&mut self, name: &[u8]) -> Result<Option<StreamId>> {
         self.handle.view().map_or(Ok(None), |view| view.find_name(name))
@@ -225,8 +266,15 @@ impl Reader {
             Some(state) => state.last_position,
             None => Position(id.0),
         };
+        Ok(self.damage_behind(last))
+    }
+
+    /// Damage behind a position, met when the index was made: it may have taken the beginning of a
+    /// stream away.
+    pub(crate) fn damage_behind(&mut self, position: Position) -> Vec<Damage> {
+        let Some(view) = self.handle.view() else { return Vec::new() };
         let all = view.damage.clone().into_iter().chain(self.handle.end_damage.iter().cloned());
-        Ok(all.filter(|damage| damage.to > last).collect())
+        all.filter(|damage| damage.to > position).collect()
     }
 
     /// The segments up to the active one that cannot be opened.

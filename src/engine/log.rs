@@ -7,7 +7,7 @@ use crate::journal::{Damage, Verification};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::projection::{Parts, RunFold};
 use crate::reader::{Item, RawRecord, Reader, Sequence};
-use crate::record::{Body, Checkpoint, Record, RunName};
+use crate::record::{Body, Checkpoint, Id, Record, RunName, RunPrepared};
 use std::path::Path;
 use std::time::Duration;
 
@@ -337,14 +337,47 @@ impl Log {
 
     /// The recorder of a run; `None` where its first record cannot be read, or it is not a run.
     pub(super) fn recorder_of(&mut self, stream: StreamId) -> Result<Option<[u8; 16]>> {
-        let mut recorder = None;
-        self.stream(stream, Seq(1), &mut |record| {
+        Ok(self.request_of(stream)?.0.map(|run| run.recorder))
+    }
+
+    /// What was asked for: the first record of a run, and nothing behind it. `None` where it cannot
+    /// be read, or the stream is not a run's; and the damage met.
+    pub fn request_of(&mut self, stream: StreamId) -> Result<(Option<RunPrepared>, Vec<Damage>)> {
+        let mut request = None;
+        let damage = self.stream(stream, Seq(1), &mut |record| {
             if let Body::Run(run) = &record.body {
-                recorder = Some(run.recorder);
+                request = Some((**run).clone());
             }
             Ok(false)
         })?;
-        Ok(recorder)
+        Ok((request, damage))
+    }
+
+    /// The newest run of a task whose request is wanted. Goes back from the end of the journal and
+    /// reads first records only. With it comes the damage behind which a newer one may be hidden.
+    pub fn newest(
+        &mut self,
+        task: &Id,
+        wanted: &dyn Fn(&RunPrepared) -> bool,
+    ) -> Result<(Option<RunInfo>, Vec<Damage>)> {
+        let mut newest = None;
+        let damage = self.reader.beginnings(&mut |raw| {
+            let record = decode(raw)?;
+            if let Body::Run(request) = record.body
+                && request.name.task == *task
+                && wanted(&request)
+            {
+                newest = Some(RunInfo { name: request.name, stream: record.stream });
+            }
+            Ok(newest.is_none())
+        })?;
+        Ok((newest, damage))
+    }
+
+    /// Whether a run has its end, as the journal counts it: its state does not change any more, also
+    /// where the end itself cannot be read.
+    pub fn has_ended(&mut self, stream: StreamId) -> Result<bool> {
+        Ok(self.reader.stream_end(stream)?.is_some() && !self.reader.open_streams().contains(&stream))
     }
 
     /// Sizes and counts, from the indexes.

@@ -219,6 +219,22 @@ impl View {
         Ok(places)
     }
 
+    /// The streams that begin in a segment, each with the first batch of it that the index names.
+    pub(crate) fn begun_in(&mut self, number: u64) -> Result<Vec<(StreamId, BatchPlace)>> {
+        let sealed;
+        let (index, from) = if number == self.segment.number() {
+            (&self.index, self.segment.header.first_position)
+        } else {
+            sealed = self.sealed(number)?;
+            (&*sealed, sealed.first_position)
+        };
+        let first = |(id, entry): (&StreamId, &StreamEntry)| {
+            let (offset, _) = entry.batches.first()?;
+            Some((*id, BatchPlace { segment: number, offset: u64::from(*offset) }))
+        };
+        Ok(index.streams.range(StreamId(from.0)..).filter_map(first).collect())
+    }
+
     /// The numbers of the segments before the active one that have a file, ascending. A number says
     /// nothing about how many there are: a hostile header can name any.
     pub(crate) fn before_active(&self) -> Result<Vec<u64>> {

@@ -1,10 +1,11 @@
 //! The event that a worker, of whatever kind, began.
 
 use super::recorder::{RunRequest, host_name};
-use crate::engine::NewRecord;
+use crate::engine::{Log, NewRecord, RunInfo};
 use crate::error::Result;
+use crate::position::Seq;
 use crate::record::{Body, Level, Lifecycle, StatePatch, Status, event};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The size of a terminal's window, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -53,6 +54,32 @@ impl<'a> StartedData<'a> {
             StatePatch { status: Some(Status::Running), pid: self.pid.map(Some), ..StatePatch::default() };
         Ok(vec![Body::Lifecycle(started).into(), Body::StatePatch(patch).into()])
     }
+}
+
+/// The commit that a run began with, which its git diffs are against; `None` where it was not
+/// recorded, or cannot be read.
+pub fn base_commit(log: &mut Log, run: &RunInfo) -> Result<Option<String>> {
+    let mut base = None;
+    log.stream(run.stream, Seq(1), &mut |record| {
+        if let Body::Lifecycle(happened) = &record.body {
+            base = base_of(happened);
+        }
+        Ok(base.is_none())
+    })?;
+    Ok(base)
+}
+
+/// The same of one event.
+pub(super) fn base_of(happened: &Lifecycle) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Base {
+        base_commit: Option<String>,
+    }
+    if happened.event != event::WORKER_STARTED {
+        return None;
+    }
+    serde_json::from_str::<Base>(happened.data.as_str()).ok()?.base_commit
 }
 
 /// An event that is worth a look and stops nothing.

@@ -509,7 +509,11 @@ const INDEX: &[(&str, Rules)] = &[
             ),
             (
                 "the next attempt goes on from the last checkpoint",
-                &["domain::a_conductor_goes_on_where_an_interrupted_run_was"],
+                &[
+                    "domain::a_conductor_goes_on_where_an_interrupted_run_was",
+                    "attempt::a_run_whose_recorder_was_killed_is_gone_on_with_where_its_last_diff_was",
+                    "attempt::attempts_follow_one_another_each_from_what_the_last_one_left",
+                ],
             ),
         ],
     ),

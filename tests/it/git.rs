@@ -19,7 +19,7 @@ struct Place {
     base: String,
 }
 
-fn git(dir: &Path, args: &[&str]) -> Vec<u8> {
+pub(crate) fn git(dir: &Path, args: &[&str]) -> Vec<u8> {
     let mut git = Command::new("git");
     git.current_dir(dir).args([
         "-c",
@@ -37,7 +37,7 @@ fn git(dir: &Path, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-fn no_git() -> bool {
+pub(crate) fn no_git() -> bool {
     let missing = Command::new("git").arg("--version").output().is_err();
     if missing {
         println!("skipped: there is no git");

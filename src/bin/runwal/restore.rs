@@ -6,12 +6,9 @@ use runwal::disk::os::OsDisk;
 use runwal::disk::{Disk, Open};
 use runwal::engine::{Log, RunInfo};
 use runwal::error::{Error, ErrorKind};
-use runwal::position::Seq;
-use runwal::record::{Body, Checkpoint, Replay, event};
+use runwal::record::{Checkpoint, Replay};
+use runwal::run::{base_commit, restore_git_diff};
 use std::io::Write;
-
-/// The key of `worker_started` that names the commit the run began with.
-const BASE: &str = "baseCommit";
 
 pub(crate) fn restore(global: &Global, args: &RestoreArgs) -> Done {
     if !args.into.is_dir() {
@@ -59,8 +56,8 @@ fn apply(
     run: &RunInfo,
     checkpoint: &Checkpoint,
 ) -> Result<(), Failure> {
-    let base = base_of(log, run)?;
-    let restored = runwal::run::restore_git_diff(&checkpoint.content, base.as_deref(), &args.into)?;
+    let base = base_commit(log, run)?;
+    let restored = restore_git_diff(&checkpoint.content, base.as_deref(), &args.into)?;
     let top = restored.top.display().to_string();
     let mut out = std::io::stdout().lock();
     if global.json() {
@@ -74,21 +71,6 @@ fn apply(
         restored.notes.iter().for_each(|note| complain(&format!("runwal: {note}")));
     }
     Ok(out.flush()?)
-}
-
-/// The commit that the run began with, where it was recorded.
-fn base_of(log: &mut Log, run: &RunInfo) -> Result<Option<String>, Error> {
-    let mut base = None;
-    log.stream(run.stream, Seq(1), &mut |record| {
-        if let Body::Lifecycle(event) = &record.body
-            && event.event == event::WORKER_STARTED
-        {
-            let data: Option<serde_json::Value> = serde_json::from_str(event.data.as_str()).ok();
-            base = data.and_then(|data| data.get(BASE)?.as_str().map(str::to_owned));
-        }
-        Ok(base.is_none())
-    })?;
-    Ok(base)
 }
 
 /// Writes a checkpoint as the file that it is in the run's folder.
