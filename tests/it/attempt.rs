@@ -486,6 +486,9 @@ fn a_diff_that_is_damaged_or_cut_short_is_told_and_the_one_before_it_is_not_take
     let output = place.ends(3, &["restore", "t/r1", "--into", into.to_str().unwrap()]);
     assert!(text(&output.stdout).contains("checkpoint 2 of run t/r1"), "{output:?}");
     assert_eq!(tree(&place.0.path().join("next")), tree(&into));
+    let asked = ["run", "--task", "t", "--step", "build", "--run", "x", "--attempt", "2", "--", "true"];
+    let said = text(&place.ends(0, &asked).stderr);
+    assert!(said.contains("cannot be read") && said.contains("goes on from t/r1, checkpoint 2"), "{said}");
 }
 
 #[test]
@@ -502,6 +505,8 @@ fn what_a_run_could_not_take_in_full_is_told() {
     assert!(next.git_diff().is_none());
     assert_eq!(next.notes.len(), 1, "{:?}", next.notes);
     assert!(next.notes[0].starts_with("No git_diff"), "{:?}", next.notes);
+    let said = text(&place.ends(0, &["run", "--task", "t", "--attempt", "2", "--", "true"]).stderr);
+    assert!(said.contains("left no git diff") && said.contains("t/r1: No git_diff"), "{said}");
 }
 
 // --- How the run before is found ---
@@ -540,6 +545,9 @@ fn the_newest_run_is_found_by_first_records_alone() {
     assert_eq!(look(3), (None, 2));
     let mut log = Log::open(place.data()).unwrap();
     assert_eq!(log.newest(&id("nobody"), &|_| true).unwrap().0, None);
+    let asked = ["run", "--task", "t", "--step", "build", "--run", "x", "--attempt", "2", "--", "true"];
+    let said = text(&place.ends(0, &asked).stderr);
+    assert!(said.contains("goes on from t/found") && said.contains("cannot be read"), "{said}");
 }
 
 #[test]
@@ -588,4 +596,94 @@ fn tick() -> runwal::record::Tick {
         duration_ms: None,
         details: runwal::record::JsonText::empty(),
     }
+}
+
+#[test]
+fn the_command_finds_what_an_attempt_goes_on_from() {
+    if no_git() {
+        return;
+    }
+    let place = Place::new();
+    checkout(&place);
+    let run = |code: i32, run: &str, more: &[&str], script: &str| {
+        let asked = [&["run", "--task", "t", "--run", run, "-C", "tree"], more, &["--", "sh", "-c", script]];
+        text(&place.ends(code, &asked.concat()).stderr)
+    };
+    let meta = |run: &str| -> Value {
+        serde_json::from_slice(&fs::read(place.data().join(format!("runs/t/{run}/meta.json"))).unwrap())
+            .unwrap()
+    };
+    let step = ["--step", "build"];
+    assert_eq!(run(1, "r1", &step, "echo one >> a; exit 1"), "");
+    assert_eq!(run(1, "newer", &step, "echo newer >> a; exit 1"), "");
+    assert_eq!(run(1, "elsewhere", &["--step", "test"], "exit 1"), "");
+    assert_eq!(meta("r1")["parent"], Value::Null);
+
+    let second = [&step[..], &["--attempt", "2"]].concat();
+    let said = run(1, "r2", &second, "exit 1");
+    assert_eq!(
+        said,
+        "runwal: attempt 2 goes on from t/newer, checkpoint 2; its working tree: `runwal restore t/newer --into \
+         DIR`\n"
+    );
+    assert_eq!(meta("r2")["parent"], json!({"taskId": "t", "runId": "newer", "checkpoint": 2}));
+    assert!(text(&place.ends(0, &["show", "r2"]).stdout).contains("parent       t/newer, checkpoint 2\n"));
+    let page = &place.json(0, &["-o", "json", "show", "r2"])[0];
+    assert_eq!(page["request"]["parent"]["runId"], "newer");
+    let to = fresh(&place, "to");
+    place.ends(0, &["restore", "t/newer", "--into", to.to_str().unwrap()]);
+    assert_eq!(tree(&to), tree(&place.0.path().join("tree")));
+
+    // Another step's attempt, one that is not told of, a number of the caller's own, a task made up.
+    let said = run(0, "t2", &["--step", "test", "--attempt", "2", "--no-diff"], "true");
+    assert!(said.contains("goes on from t/elsewhere, checkpoint"), "{said}");
+    let asked =
+        ["-q", "run", "--task", "t", "--run", "r3", "--step", "build", "--attempt", "3", "--", "true"];
+    assert_eq!(text(&place.ends(0, &asked).stderr), "");
+    assert_eq!(meta("r3")["parent"]["runId"], "r2");
+    let said = run(0, "r9", &[&step[..], &["--attempt", "9"]].concat(), "true");
+    assert_eq!(said, "runwal: attempt 9 has no parent: there is no attempt 8 at step build of task t\n");
+    assert_eq!((&meta("r9")["parent"], &meta("r9")["attempt"]), (&Value::Null, &json!(9)));
+    let said = text(&place.ends(0, &["run", "--attempt", "2", "--", "true"]).stderr);
+    assert!(said.contains("attempt 2 has no parent"), "{said}");
+    let said = run(0, "first", &["--step", "other", "--attempt", "1"], "true");
+    assert_eq!(said, "");
+}
+
+#[test]
+fn an_attempt_is_not_begun_beside_the_one_before_it() {
+    let place = Place::new();
+    let engine = open(&place);
+    let mut first = Recorder::prepare(&engine, request("r1")).unwrap();
+    let before = segments(&place);
+    let asked =
+        ["run", "--task", "t", "--step", "build", "--run", "r2", "--attempt", "2", "--", "touch", "started"];
+    let output = place.ends(2, &asked);
+    let said = text(&output.stderr);
+    assert!(said.contains("t/r1 has not ended; its recorder may be alive"), "{said}");
+    assert!(said.contains("nothing was started"), "{said}");
+    assert!(segments(&place) == before && !place.0.path().join("started").exists());
+    assert!(!place.data().join("runs/t/r2").exists());
+    let json = place.ends(2, &[&["-o", "json"], &asked[..]].concat());
+    let told: Value = serde_json::from_str(text(&json.stderr).lines().next().unwrap()).unwrap();
+    assert_eq!(told["error"]["code"], "misuse");
+    for bad in ["0", "-1", "x", "4294967296"] {
+        place.ends(2, &["run", "--attempt", bad, "--", "touch", "started"]);
+    }
+    assert!(segments(&place) == before && !place.0.path().join("started").exists());
+    first.finish(failed()).unwrap();
+    engine.close().unwrap();
+    place.ends(0, &asked);
+    assert!(place.0.path().join("started").exists());
+
+    // One whose recorder died is ended by the same command that goes on from it.
+    let engine = open(&place);
+    drop(Recorder::prepare(&engine, RunRequest { attempt: 7, ..request("dead") }).unwrap());
+    engine.close().unwrap();
+    let asked = ["run", "--task", "t", "--step", "build", "--run", "r8", "--attempt", "8", "--", "true"];
+    let said = text(&place.ends(0, &asked).stderr);
+    assert!(
+        said.contains("t/dead was found without an end") && said.contains("goes on from t/dead"),
+        "{said}"
+    );
 }

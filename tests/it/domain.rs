@@ -513,6 +513,7 @@ const INDEX: &[(&str, Rules)] = &[
                     "domain::a_conductor_goes_on_where_an_interrupted_run_was",
                     "attempt::a_run_whose_recorder_was_killed_is_gone_on_with_where_its_last_diff_was",
                     "attempt::attempts_follow_one_another_each_from_what_the_last_one_left",
+                    "attempt::the_command_finds_what_an_attempt_goes_on_from",
                 ],
             ),
         ],

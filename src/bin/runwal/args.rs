@@ -243,8 +243,9 @@ pub(crate) struct RunArgs {
     /// The run's id [default: generated, sortable by time]
     #[arg(long)]
     pub(crate) run: Option<String>,
-    /// Which attempt at the step it is
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Which attempt at the step it is. From 2 on, it goes on from the newest run of the same task and
+    /// step that was one attempt before, which has to have ended
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) attempt: u32,
     /// What kind of worker it is
     #[arg(long, value_name = "KIND")]

@@ -124,7 +124,8 @@ const SECTIONS: &[(&str, &[&str])] = &[
         &[
             "0\tFine, also for an empty list and a recover that succeeded. A closed pipe ends quietly with 0.",
             "1\tA named thing, a run or the data directory, does not exist, or a comparison differs.",
-            "2\tUsage: the call makes no sense, or a run of this name exists already. Nothing was done.",
+            "2\tUsage: the call makes no sense, a run of this name exists already, or the attempt before has not \
+             ended. Nothing was done.",
             "3\tRecords that were durable are damaged, gone or tampered with. All that is readable was printed.",
             "4\tA write that was cut short stands at the end. Nobody was told that it is durable.",
             "5\tThe journal's lock could not be had in time. Nothing was written.",
@@ -159,12 +160,18 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ),
     (
         "EXAMPLES",
-        &["  runwal run -- cargo test            record a command\n  \
+        &[
+            "  runwal run -- cargo test            record a command\n  \
                runwal show @last                   how it went, and what to do next\n  \
                runwal replay @last --max-gap 2s    see it again, without the long silences\n  \
                runwal runs --status failed -n 5    the last five that failed\n  \
                runwal ticks --day 2026-04-01       what the timed jobs did that day\n  \
-               runwal verify                       what is wrong, and where"],
+               runwal verify                       what is wrong, and where",
+            "The next attempt at a step, from what the last one left in a git checkout:",
+            "  git worktree add DIR COMMIT\n  \
+               runwal restore RUN --into DIR\n  \
+               runwal run --task T --step S --attempt 2 -C DIR -- CMD",
+        ],
     ),
     (
         "ERRORS",

@@ -5,9 +5,10 @@ use crate::{Done, Failure, complain, show};
 use runwal::clock::{Clock, Entropy};
 use runwal::engine::{Engine, Options};
 use runwal::error::{Error, ErrorKind};
-use runwal::record::{Channel, Id, RunName, escape_line};
+use runwal::record::{Channel, Id, ParentRun, RunName, escape_line};
 use runwal::run::{
-    Cancel, Checkpoints, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal, record_process,
+    Cancel, Checkpoints, NextAttempt, Output, ProcessOptions, ProcessResult, Pseudo, RunRequest, Terminal,
+    record_process,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
@@ -108,7 +109,7 @@ struct Ready {
 }
 
 pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
-    let request = match request(args) {
+    let mut request = match request(args) {
         Err(Failure::Engine(error)) if error.kind() != ErrorKind::Misuse => {
             return Ok(not_started(&error, global));
         }
@@ -118,6 +119,16 @@ pub(crate) fn run(global: &Global, args: &RunArgs) -> Done {
         Err(Failure::Engine(error)) => return Ok(not_started(&error, global)),
         other => other?,
     };
+    if args.attempt > 1 {
+        match goes_on_from(global, args, &engine, &request) {
+            Ok(parent) => request.parent = parent,
+            Err(error) => {
+                signals.close();
+                let code = not_started(&error, global);
+                return Ok(if error.kind() == ErrorKind::Misuse { 2 } else { code });
+            }
+        }
+    }
     if !global.quiet && (args.task.is_none() || args.run.is_none()) {
         complain(&format!("runwal: recording {}", request.name));
     }
@@ -171,6 +182,56 @@ fn prepare(global: &Global, pty: bool) -> Result<Ready, Failure> {
     let signals = watch_signals(&engine, &cancel, &terminal)
         .map_err(|error| Error::io("beginning to watch for signals", error))?;
     Ok(Ready { engine, cancel, terminal, output, signals })
+}
+
+/// What a further attempt goes on from: the newest run of the same step that was one attempt before,
+/// with a word on it. Where there is none, the number is the caller's own, and is believed.
+fn goes_on_from(
+    global: &Global,
+    args: &RunArgs,
+    engine: &Engine,
+    request: &RunRequest,
+) -> Result<Option<ParentRun>, Error> {
+    let before = request.attempt - 1;
+    let tell = |message: String| {
+        if !global.quiet {
+            complain(&format!("runwal: {message}"));
+        }
+    };
+    let mut log = engine.log()?;
+    // A task whose name was made up a moment ago has no runs.
+    let (found, hidden) = match &args.task {
+        Some(_) => {
+            log.newest(&request.name.task, &|run| run.step == request.step && run.attempt == before)?
+        }
+        None => (None, Vec::new()),
+    };
+    hidden.iter().for_each(|met| show::damage(met, global.json()));
+    if args.task.is_some() && !log.unreadable_segments()?.is_empty() {
+        complain("runwal: segments cannot be read, and runs that began in them are not known");
+    }
+    let Some(found) = found else {
+        let (step, task) = (&request.step, &request.name.task);
+        tell(format!(
+            "attempt {} has no parent: there is no attempt {before} at step {step} of task {task}",
+            request.attempt
+        ));
+        return Ok(None);
+    };
+    let next = NextAttempt::of(&mut log, &found, request.name.run.clone())?;
+    let met_now = next.damage.iter().filter(|met| !hidden.contains(met));
+    met_now.for_each(|met| show::damage(met, global.json()));
+    let at = match next.request.parent.as_ref().and_then(|parent| parent.checkpoint) {
+        Some(number) => format!("{}, checkpoint {number}", found.name),
+        None => found.name.to_string(),
+    };
+    let how = match next.git_diff() {
+        Some(_) => format!("; its working tree: `{} restore {} --into DIR`", global.invocation(), found.name),
+        None => ", which left no git diff".to_owned(),
+    };
+    tell(format!("attempt {} goes on from {at}{how}", request.attempt));
+    next.notes.iter().for_each(|note| tell(format!("{}: {}", found.name, escape_line(note))));
+    Ok(next.request.parent)
 }
 
 /// A line on how a recorded run went.
