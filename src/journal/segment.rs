@@ -12,7 +12,8 @@ use std::sync::Arc;
 /// The folder of segments, lock and mark.
 pub(crate) const FOLDER: &str = "journal";
 
-/// How much is read at once.
+/// How much is read at once, first and at most.
+const FIRST_PIECE_LEN: usize = 16 << 10;
 const PIECE_LEN: usize = 1 << 20;
 
 /// The name of a segment's file.
@@ -222,6 +223,8 @@ pub(crate) struct Scanner {
     digests: bool,
     buffer: Vec<u8>,
     buffer_start: u64,
+    /// How much is read at once: little at first, as many look at one batch only.
+    piece_len: usize,
     held: Option<(u64, BatchHeader)>,
     proven: Position,
 }
@@ -235,6 +238,7 @@ impl Scanner {
             digests: false,
             buffer: Vec::new(),
             buffer_start: 0,
+            piece_len: FIRST_PIECE_LEN,
             held: None,
             proven: Position::ZERO,
         }
@@ -308,7 +312,8 @@ impl Scanner {
             return Ok(());
         }
         let room = usize::try_from(self.bound.offset.saturating_sub(offset)).unwrap_or(PIECE_LEN);
-        let want = len.max(PIECE_LEN.min(room));
+        let want = len.max(self.piece_len.min(room));
+        self.piece_len = (4 * self.piece_len).min(PIECE_LEN);
         self.buffer.resize(want, 0);
         let read = self.segment.file.read_at(&mut self.buffer, offset)?;
         self.buffer.truncate(read);

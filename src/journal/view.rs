@@ -390,15 +390,41 @@ impl View {
 
     /// The name a stream was opened with; `None` also where it cannot be read any more.
     pub(crate) fn name_of(&mut self, id: StreamId) -> Result<Option<Vec<u8>>> {
-        let Some((header, body)) = self.batch_with(Position(id.0))? else { return Ok(None) };
+        let mut place = self.near(Position(id.0))?;
+        if let Some(first) = self.first_batch_of(id, place.segment)? {
+            place.offset = first;
+        }
+        let Some((header, body)) = self.batch_from(place, Position(id.0))? else { return Ok(None) };
         let mut records = Records::new(&header, &body).flatten();
         let first = records.find(|record| record.position.0 == id.0);
         Ok(first.and_then(|record| record.opens.map(<[u8]>::to_vec)))
     }
 
+    /// Where a stream begins, if that is in this segment and its index says so.
+    fn first_batch_of(&mut self, id: StreamId, segment: u64) -> Result<Option<u64>> {
+        let sealed;
+        let index = if segment == self.segment.number() {
+            &self.index
+        } else {
+            sealed = self.sealed(segment)?;
+            &*sealed
+        };
+        let entry = index.streams.get(&id).filter(|entry| entry.first_seq == Seq(1));
+        Ok(entry.and_then(|entry| entry.batches.first()).map(|(offset, _)| u64::from(*offset)))
+    }
+
     /// The batch that holds a position; `None` where it cannot be read any more.
     fn batch_with(&mut self, position: Position) -> Result<Option<(BatchHeader, Vec<u8>)>> {
         let place = self.near(position)?;
+        self.batch_from(place, position)
+    }
+
+    /// The same, looked for from a place that is not behind it.
+    fn batch_from(
+        &mut self,
+        place: BatchPlace,
+        position: Position,
+    ) -> Result<Option<(BatchHeader, Vec<u8>)>> {
         let mut scanner = match self.scanner_at(place) {
             Ok(scanner) => scanner,
             Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(None),

@@ -4,7 +4,7 @@ pub use crate::engine::Artifact;
 #[cfg(feature = "tracing-layer")]
 use crate::engine::Beside;
 use crate::engine::{
-    Conditions, Ending, EndingData, Engine, NewRecord, Receipt, Ticket, ending_records, preview,
+    Conditions, Ending, EndingData, Engine, NewRecord, Receipt, RunInfo, Ticket, ending_records, preview,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
@@ -108,6 +108,11 @@ impl Outcome {
         matches!(self, Self::Completed | Self::Prepared)
     }
 
+    /// The status that a run has after it.
+    pub fn status(self) -> Status {
+        self.terminal().2
+    }
+
     /// Terminal event, level and status.
     fn terminal(self) -> (&'static str, Level, Status) {
         match self {
@@ -190,6 +195,8 @@ impl End {
 /// What came of a run.
 #[derive(Debug)]
 pub struct RunResult {
+    /// The run.
+    pub run: RunInfo,
     /// How it ended.
     pub outcome: Outcome,
     /// Whether it did what was asked.
@@ -481,6 +488,7 @@ impl Recorder {
         let own = FILES.map(str::to_owned).into_iter().chain(checkpoints.iter().map(|c| c.file.clone()));
         let artifacts = own.map(Artifact::of_run).chain(artifacts).collect();
         Ok(RunResult {
+            run: RunInfo { name: self.name.clone(), stream: self.stream },
             outcome,
             ok,
             blocked,

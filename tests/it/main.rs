@@ -12,6 +12,7 @@
 mod attempt;
 mod cli;
 mod commands;
+mod conductor;
 mod crash;
 mod damage;
 mod decoder;
