@@ -88,6 +88,15 @@ pub fn name_hash(name: &[u8]) -> u64 {
 }
 
 impl Footer {
+    /// About how much memory it takes.
+    pub(crate) fn memory_len(&self) -> usize {
+        let batches: usize = self.streams.values().map(|entry| entry.batches.capacity()).sum();
+        256 + 64 * self.open.len()
+            + 96 * self.streams.len()
+            + 16 * (batches + self.names.capacity() + self.positions.capacity())
+            + 24 * self.keys.len()
+    }
+
     /// Where the keys begin, in header and body as encoded.
     pub(crate) fn keys_offset(&self) -> u64 {
         let before = FIXED_LEN

@@ -11,8 +11,8 @@ use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How many indexes of sealed segments are kept in memory.
-const KEPT_INDEXES: usize = 4;
+/// How much memory the indexes of sealed segments may take. One is kept in any case.
+const KEPT_LEN: usize = 8 << 20;
 
 /// The place of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +41,11 @@ pub(crate) struct View {
     /// What was found damaged while indexing it.
     pub(crate) damage: Vec<Damage>,
     sealed: BTreeMap<u64, Arc<Footer>>,
+    /// The memory that they take.
+    sealed_len: usize,
+    /// The segments before the active one that have a file, ascending, each with its first position
+    /// where its header can be read. What is sealed does not change.
+    before: Option<Vec<(u64, Option<Position>)>>,
     names: Option<Vec<(u64, StreamId)>>,
     keys: Option<Keys>,
     writable: bool,
@@ -55,8 +60,19 @@ impl View {
         };
         let index = index::empty(&segment.header, before.open, before.term);
         let spot = Spot::start(&segment.header);
-        let sealed = BTreeMap::new();
-        Ok(Self { disk, segment, spot, index, damage: Vec::new(), sealed, names: None, keys: None, writable })
+        Ok(Self {
+            disk,
+            segment,
+            spot,
+            index,
+            damage: Vec::new(),
+            sealed: BTreeMap::new(),
+            sealed_len: 0,
+            before: None,
+            names: None,
+            keys: None,
+            writable,
+        })
     }
 
     /// Opens a segment of this journal.
@@ -104,6 +120,9 @@ impl View {
             names.extend(old.names.iter().copied());
         }
         let number = self.segment.number();
+        if let Some(before) = &mut self.before {
+            before.push((number, Some(self.segment.header.first_position)));
+        }
         self.spot = Spot::start(&next.header);
         let damaged = self.damage.iter().any(|d| d.segment == number);
         let old_segment = std::mem::replace(&mut self.segment, next);
@@ -135,10 +154,15 @@ impl View {
     }
 
     fn keep(&mut self, number: u64, index: Arc<Footer>) {
-        while self.sealed.len() >= KEPT_INDEXES {
-            self.sealed.pop_first();
+        self.sealed_len += index.memory_len();
+        while self.sealed_len > KEPT_LEN
+            && let Some((_, gone)) = self.sealed.pop_first()
+        {
+            self.sealed_len -= gone.memory_len();
         }
-        self.sealed.insert(number, index);
+        if let Some(before) = self.sealed.insert(number, index) {
+            self.sealed_len -= before.memory_len();
+        }
     }
 
     /// The index of a sealed segment.
@@ -171,7 +195,7 @@ impl View {
         if let Some(entry) = self.index.streams.get(&id) {
             return Ok(Some(closed(entry)));
         }
-        for number in self.before_active()?.into_iter().rev() {
+        for number in self.numbers_from(0)?.into_iter().rev() {
             let index = self.sealed(number)?;
             if let Some(entry) = index.streams.get(&id) {
                 return Ok(Some(closed(entry)));
@@ -198,16 +222,16 @@ impl View {
                     .map(|(offset, _)| BatchPlace { segment: number, offset: u64::from(*offset) }),
             );
         };
-        let (entry_here, first) = match self.index.streams.get(&id) {
+        let (entry_here, first) = match self.index.streams.get(&id).cloned() {
             // The common case of a run that is going on: nothing older is asked for.
             Some(entry) if entry.first_seq <= from => {
-                collect(active, entry, &mut places);
+                collect(active, &entry, &mut places);
                 return Ok(places);
             }
-            Some(entry) => (Some(entry.clone()), self.segment_with(Position(id.0))?),
+            Some(entry) => (Some(entry), self.segment_with(Position(id.0))?),
             None => (None, self.segment_with(Position(id.0))?),
         };
-        for number in self.before_active()?.into_iter().filter(|number| *number >= first) {
+        for number in self.numbers_from(first)? {
             let index = self.sealed(number)?;
             if let Some(entry) = index.streams.get(&id) {
                 collect(number, entry, &mut places);
@@ -243,34 +267,38 @@ impl View {
         Ok(numbers)
     }
 
+    /// The same, looked at once, with their first positions.
+    fn known_before(&mut self) -> Result<&[(u64, Option<Position>)]> {
+        if self.before.is_none() {
+            let mut before = Vec::new();
+            for number in self.before_active()? {
+                let first = match self.open(number, Open::Read) {
+                    Ok(segment) => Some(segment.header.first_position),
+                    Err(Unopened::Failed(error)) => return Err(error),
+                    Err(_) => None,
+                };
+                before.push((number, first));
+            }
+            self.before = Some(before);
+        }
+        Ok(self.before.as_deref().unwrap_or_default())
+    }
+
+    /// Their numbers from one on.
+    fn numbers_from(&mut self, first: u64) -> Result<Vec<u64>> {
+        let known = self.known_before()?;
+        Ok(known.iter().map(|(number, _)| *number).filter(|number| *number >= first).collect())
+    }
+
     /// The segment that holds a position, by the headers. An unreadable one counts as part of the
     /// one before it.
-    pub(crate) fn segment_with(&self, position: Position) -> Result<u64> {
+    pub(crate) fn segment_with(&mut self, position: Position) -> Result<u64> {
         if position >= self.segment.header.first_position {
             return Ok(self.segment.number());
         }
-        let numbers = self.before_active()?;
-        // Invariant: all before `low` begin at or before the position, all from `high` on behind it.
-        let (mut low, mut high, mut found) = (0, numbers.len(), 1);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let mut readable = None;
-            for (at, number) in numbers.iter().enumerate().take(high).skip(middle) {
-                match self.open(*number, Open::Read) {
-                    Ok(segment) => {
-                        readable = Some((at, segment.header.first_position));
-                        break;
-                    }
-                    Err(Unopened::Failed(error)) => return Err(error),
-                    Err(_) => {}
-                }
-            }
-            match readable {
-                Some((at, first)) if first <= position => (low, found) = (at + 1, numbers[at]),
-                _ => high = middle,
-            }
-        }
-        Ok(found)
+        let known = self.known_before()?;
+        let behind = known.iter().rev().find(|(_, first)| first.is_some_and(|first| first <= position));
+        Ok(behind.map_or(1, |(number, _)| *number))
     }
 
     /// Where to begin scanning for a position, in the segment that holds it.
@@ -295,7 +323,7 @@ impl View {
         candidates.extend(matching(&self.index.names, hash));
         if self.names.is_none() {
             let mut all = Vec::new();
-            for number in self.before_active()? {
+            for number in self.numbers_from(0)? {
                 all.extend(self.sealed(number)?.names.iter().copied());
             }
             all.sort_unstable();
@@ -347,7 +375,7 @@ impl View {
 
     fn load_keys(&mut self) -> Result<Keys> {
         let mut keys = Keys::default();
-        for number in self.before_active()? {
+        for number in self.numbers_from(0)? {
             let index = self.sealed(number)?;
             if index.keys.is_empty() {
                 continue;
@@ -370,7 +398,7 @@ impl View {
         // One that has ended is looked up wherever it has records.
         let mut term = self.index.streams.get(&id).map_or(0, |entry| entry.term);
         let first = self.segment_with(Position(id.0))?;
-        for number in self.before_active()?.into_iter().filter(|number| *number >= first) {
+        for number in self.numbers_from(first)? {
             term = term.max(self.sealed(number)?.streams.get(&id).map_or(0, |entry| entry.term));
         }
         Ok(term)
@@ -379,7 +407,7 @@ impl View {
     /// All streams, in the order of their opening.
     pub(crate) fn all_streams(&mut self) -> Result<Vec<StreamId>> {
         let mut all = Vec::new();
-        for number in self.before_active()? {
+        for number in self.numbers_from(0)? {
             all.extend(self.sealed(number)?.names.iter().map(|(_, id)| *id));
         }
         all.extend(self.index.names.iter().map(|(_, id)| *id));

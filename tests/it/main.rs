@@ -24,6 +24,7 @@ mod format;
 mod git;
 mod hostile;
 #[cfg(all(feature = "metrics", feature = "tracing-layer"))]
+mod many;
 mod observe;
 mod steps;
 mod surroundings;
