@@ -33,7 +33,7 @@ use std::time::Duration;
 
 /// Every rule about runs, in groups, and the tests that hold it: those of this folder as
 /// `file::name`, those beside the code as `src/path::name`.
-type Rules = &'static [(&'static str, &'static [&'static str])];
+pub(crate) type Rules = &'static [(&'static str, &'static [&'static str])];
 
 const INDEX: &[(&str, Rules)] = &[
     (
@@ -520,9 +520,14 @@ const INDEX: &[(&str, Rules)] = &[
     ),
 ];
 
-/// Every test that is named exists, and every test of this file is named.
 #[test]
 fn the_index_names_tests_that_there_are() {
+    check_index(INDEX, "domain", "the_index_names_tests_that_there_are");
+}
+
+/// Every test that an index names exists, and every test of the index's own file is named, but for
+/// the one that looks.
+pub(crate) fn check_index(index: &[(&str, Rules)], own: &str, looks: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tests = |file: &str| -> BTreeSet<String> {
         let path = if file.starts_with("src/") { root.join(file) } else { root.join("tests/it").join(file) };
@@ -543,16 +548,16 @@ fn the_index_names_tests_that_there_are() {
     };
     let mut known: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     let mut missing = Vec::new();
-    let mut unnamed = tests("domain");
-    unnamed.remove("the_index_names_tests_that_there_are");
-    for (rule, held_by) in INDEX.iter().flat_map(|(_, rules)| *rules) {
+    let mut unnamed = tests(own);
+    assert!(unnamed.remove(looks));
+    for (rule, held_by) in index.iter().flat_map(|(_, rules)| *rules) {
         assert!(!held_by.is_empty(), "nothing holds: {rule}");
         for test in *held_by {
             let (file, name) = test.split_once("::").unwrap();
             if !known.entry(file).or_insert_with(|| tests(file)).contains(name) {
                 missing.push(format!("{test}, for: {rule}"));
             }
-            if file == "domain" {
+            if file == own {
                 unnamed.remove(name);
             }
         }

@@ -32,6 +32,7 @@ mod terminal;
 mod ticker;
 mod ticks;
 mod tidy;
+mod timed_jobs;
 mod watching;
 mod word;
 mod workers;
