@@ -191,8 +191,10 @@ impl Work {
             ..turn.record.clone()
         });
         let (called, registered) = (context, Arc::clone(runner));
-        // In a task of its own, so that a panic ends it alone.
-        let task = AbortOnDrop(tokio::spawn(async move { registered.call(called).await }));
+        // In a task of its own, so that a panic ends it alone, also one of its error's.
+        let task = AbortOnDrop(tokio::spawn(async move {
+            registered.call(called).await.map_err(|error| error.to_string())
+        }));
         let came = task.join().await;
         turn.end(came);
     }
@@ -229,7 +231,7 @@ impl Turn<'_> {
 
     fn end(
         &mut self,
-        came: std::result::Result<std::result::Result<Report, RunnerError>, tokio::task::JoinError>,
+        came: std::result::Result<std::result::Result<Report, String>, tokio::task::JoinError>,
     ) {
         let error = match came {
             Ok(Ok(report)) => {
@@ -244,7 +246,7 @@ impl Turn<'_> {
                 });
                 return;
             }
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Err(error)) => Some(error),
             Err(error) => panic_text(error),
         };
         self.fail(error);
@@ -433,10 +435,11 @@ async fn ask(jobs: &Arc<Inner>, work: Work) -> std::result::Result<Answer, Optio
         work.run(jobs.settings.identity.clone()).await;
         return Ok(Answer::Scheduled);
     };
-    let task = AbortOnDrop(tokio::spawn(async move { hook.schedule(work).await }));
+    let asked = async move { hook.schedule(work).await.map_err(|error| error.to_string()) };
+    let task = AbortOnDrop(tokio::spawn(asked));
     match task.join().await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(Some(error.to_string())),
+        Ok(Err(error)) => Err(Some(error)),
         Err(error) => Err(panic_text(error)),
     }
 }

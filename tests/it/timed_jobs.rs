@@ -1595,6 +1595,18 @@ fn well_formed_ends(stage: &str, decision: Decision) {
     assert_eq!(stage, expected);
 }
 
+/// An error that cannot say what it is.
+#[derive(Debug)]
+struct Speechless;
+
+impl std::fmt::Display for Speechless {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("no words");
+    }
+}
+
+impl std::error::Error for Speechless {}
+
 #[tokio::test(start_paused = true)]
 async fn runners_run_in_order_and_whoever_fails_stops_nobody() {
     fn called(jobs: &TimedJobs, name: &str, answer: fn() -> Result<Report, RunnerError>) {
@@ -1610,6 +1622,7 @@ async fn runners_run_in_order_and_whoever_fails_stops_nobody() {
     called(&jobs, "panics in words", || panic!("with {}", black_box(7)));
     called(&jobs, "panics empty", || panic!(""));
     called(&jobs, "panics in numbers", || std::panic::panic_any(7));
+    called(&jobs, "speechless", || Err(Speechless.into()));
     // Not in the future, but in what makes it.
     jobs.register("panics early", "", |_: Context| -> std::future::Ready<Result<Report, RunnerError>> {
         panic!("early")
@@ -1617,12 +1630,12 @@ async fn runners_run_in_order_and_whoever_fails_stops_nobody() {
     .unwrap();
     called(&jobs, "a", || Ok(Report::ok()));
     let tick = jobs.tick(Trigger::Manual).await;
-    assert_eq!((tick.decision, tick.runner_count), (Decision::Scheduled, 9));
+    assert_eq!((tick.decision, tick.runner_count), (Decision::Scheduled, 10));
     assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::Scheduled);
     jobs.flush().await;
     let lines = bench.brief(&engine);
-    assert_eq!(lines.len(), 40);
-    let ends: Vec<_> = lines[..20].iter().filter(|line| !line.contains("started")).collect();
+    assert_eq!(lines.len(), 44);
+    let ends: Vec<_> = lines[..22].iter().filter(|line| !line.contains("started")).collect();
     assert_eq!(
         ends,
         [
@@ -1633,12 +1646,13 @@ async fn runners_run_in_order_and_whoever_fails_stops_nobody() {
             "panics in words: runner_failed failed !with 7 0ms",
             "panics empty: runner_failed failed 0ms",
             "panics in numbers: runner_failed failed 0ms",
+            "speechless: runner_failed failed !no words 0ms",
             "panics early: runner_failed failed !early 0ms",
             "a: runner_completed ok 0ms",
-            r#"*: tick_completed completed_with_failures 0ms {"failed_runner_count":7,"runner_count":9,"successful_runner_count":2,"trigger":"manual"}"#,
+            r#"*: tick_completed completed_with_failures 0ms {"failed_runner_count":8,"runner_count":10,"successful_runner_count":2,"trigger":"manual"}"#,
         ]
     );
-    let began: Vec<_> = lines[..20].iter().filter(|line| line.contains("runner_started")).collect();
+    let began: Vec<_> = lines[..22].iter().filter(|line| line.contains("runner_started")).collect();
     let order: Vec<_> = began.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect();
     assert_eq!(order, jobs.runner_names());
 }
@@ -1669,6 +1683,8 @@ async fn texts_of_errors_are_their_own() {
     *own.lock().unwrap() = Some(taken.into());
     *failing.lock().unwrap() = Some(std::io::Error::other("the disk\u{7f}").into());
     assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::Failed);
+    *failing.lock().unwrap() = Some(Speechless.into());
+    assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::Failed);
     jobs.flush().await;
     let lines = bench.lines(&engine);
     assert!(
@@ -1677,6 +1693,7 @@ async fn texts_of_errors_are_their_own() {
         lines[2]
     );
     assert!(lines[3].contains(r#","error":"the disk\u007f","result":"failed","#), "{}", lines[3]);
+    assert!(lines[7].contains(r#","error":"no words","result":"failed","#), "{}", lines[7]);
 }
 
 #[tokio::test(start_paused = true)]
