@@ -141,12 +141,13 @@ pub struct Work {
     batch: Batch,
     trigger: Trigger,
     tally: Arc<Tally>,
-    /// Gone with this: whoever waits for the end of the work waits for that.
-    _over: watch::Sender<()>,
+    /// Gone with this and its runners: whoever waits for the end of the work waits for that.
+    over: watch::Sender<()>,
 }
 
 impl Work {
-    /// Runs it in somebody's name. Dropping the future stops the runner it has come to.
+    /// Runs it in somebody's name. Dropping the future stops the runner it has come to, at its next
+    /// await; the tick is not over before that.
     pub async fn run(self, identity: Identity) {
         self.tally.began.store(true, Ordering::SeqCst);
         for runner in &self.runners {
@@ -191,9 +192,13 @@ impl Work {
             ..turn.record.clone()
         });
         let (called, registered) = (context, Arc::clone(runner));
-        // In a task of its own, so that a panic ends it alone, also one of its error's.
+        let over = self.over.clone();
+        // In a task of its own, so that a panic ends it alone, also one of its error's. Where it is
+        // given up, it goes on up to its next await.
         let task = AbortOnDrop(tokio::spawn(async move {
-            registered.call(called).await.map_err(|error| error.to_string())
+            let came = registered.call(called).await.map_err(|error| error.to_string());
+            drop(over);
+            came
         }));
         let came = task.join().await;
         turn.end(came);
@@ -374,7 +379,7 @@ async fn fly(
         batch: batch.clone(),
         trigger,
         tally: Arc::clone(&tally),
-        _over: over,
+        over,
     };
     let answer = ask(&jobs, work).await;
     // Wherever the hook has moved the work to: the tick is not over before it is.

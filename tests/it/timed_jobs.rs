@@ -134,6 +134,7 @@ const INDEX: &[(&str, Rules)] = &[
                     "timed_jobs::a_tick_is_over_the_runners_of_its_beginning",
                     "timed_jobs::on_several_threads_all_of_it_holds_too",
                     "timed_jobs::work_that_was_moved_elsewhere_is_waited_for",
+                    "timed_jobs::a_runner_that_was_given_up_is_gone_before_the_tick_is_over",
                 ],
             ),
             (
@@ -1547,6 +1548,49 @@ async fn work_that_is_given_up_half_way_is_neither_skipped_nor_counted_twice() {
     assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::SkippedNotLeader);
     jobs.flush().await;
     assert!(bench.brief(&engine)[1].starts_with("a: runner_skipped"));
+}
+
+/// A runner that is in the middle of something, on another thread, cannot be stopped there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_runner_that_was_given_up_is_gone_before_the_tick_is_over() {
+    let bench = Bench::new();
+    let engine = bench.engine();
+    let gate = Gate::new();
+    let waits = gate.clone();
+    let jobs = bench.hooked(&engine, move |work| {
+        let gate = waits.clone();
+        Box::pin(async move {
+            tokio::select! {
+                () = gate.reached() => {}
+                () = work.run(identity(2)) => panic!("came to an end"),
+            }
+            Ok(Answer::Scheduled)
+        })
+    });
+    let (free, is_free) = mpsc::channel::<()>();
+    let is_free = Arc::new(Mutex::new(is_free));
+    let inside = gate.clone();
+    jobs.register("busy", "", move |context: Context| {
+        let (gate, is_free) = (inside.clone(), Arc::clone(&is_free));
+        async move {
+            gate.0.0.add_permits(1);
+            is_free.lock().unwrap().recv()?;
+            context.log("still_here", |entry| entry);
+            Ok::<_, RunnerError>(Report::ok())
+        }
+    })
+    .unwrap();
+    let ticking = jobs.clone();
+    let mut tick = tokio::spawn(async move { ticking.tick(Trigger::Manual).await });
+    // It cannot be over before the runner is; one that does not wait for it gets its time to show.
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut tick).await.is_err());
+    assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::SkippedBusy);
+    free.send(()).unwrap();
+    assert_eq!(tick.await.unwrap().decision, Decision::Scheduled);
+    jobs.flush().await;
+    let stages = stages(&bench.records());
+    assert_eq!(stages[stages.len() - 2..], ["still_here -", "tick_completed completed_with_failures"]);
+    bench.lines(&engine);
 }
 
 #[tokio::test(start_paused = true)]
