@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::record::Tick;
 use std::any::Any;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,8 +102,9 @@ pub struct TimedJobsOptions {
     /// What to do about intervals that were missed.
     pub missed: Missed,
     /// Is told of every record that is not in the journal, by the thread that made it where the queue
-    /// was full, otherwise by the one that writes. It should not block. Default: nobody is told but
-    /// [`TimedJobs::stop`](super::TimedJobs::stop), of its own record.
+    /// was full, otherwise by the one that writes. It should not block; if it panics, that stops
+    /// nothing. Default: nobody is told but [`TimedJobs::stop`](super::TimedJobs::stop), of its own
+    /// record.
     pub on_write_error: Option<Arc<OnWriteError>>,
 }
 
@@ -150,7 +152,8 @@ impl From<TimedJobsOptions> for Settings {
 impl Settings {
     pub(super) fn not_written(&self, tick: &Tick, error: Option<&Error>) {
         if let Some(told) = &self.on_write_error {
-            told(&NotWritten { tick, error });
+            // Neither the tick nor the thread that writes ends with the embedder's panic.
+            let _ = catch_unwind(AssertUnwindSafe(|| told(&NotWritten { tick, error })));
         }
     }
 }

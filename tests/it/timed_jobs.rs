@@ -267,6 +267,7 @@ const INDEX: &[(&str, Rules)] = &[
                 &[
                     "timed_jobs::a_disk_that_fails_stops_no_tick_and_each_record_is_told",
                     "timed_jobs::a_record_that_is_refused_stops_no_later_one",
+                    "timed_jobs::whoever_is_told_may_panic",
                     "ticker::work_in_a_term_that_is_over_leaves_no_record",
                 ],
             ),
@@ -2341,4 +2342,23 @@ async fn a_record_that_is_refused_stops_no_later_one() {
     assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::Scheduled);
     jobs.flush().await;
     assert_eq!(bench.told.lock().unwrap().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_told_may_panic() {
+    let bench = Bench::new();
+    let engine = bench.engine();
+    let mut options = bench.options();
+    let told = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&told);
+    options.on_write_error = Some(Arc::new(move |_| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        panic!("told");
+    }));
+    let jobs = TimedJobs::new(&engine, options).unwrap();
+    let context = context_of(&jobs).await;
+    context.log("too_long", |entry| entry.error("x".repeat(4 << 20)));
+    context.log("short", |entry| entry);
+    jobs.flush().await;
+    assert_eq!((told.load(Ordering::SeqCst), bench.brief(&engine).len()), (1, 5));
 }
