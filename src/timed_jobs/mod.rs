@@ -324,11 +324,20 @@ impl Inner {
         Ok(Started { already: false, missed, problems })
     }
 
-    async fn drain(&self) -> Result<()> {
-        // Its sender is held here: it cannot end without saying so.
-        let _ = self.flight.subscribe().wait_for(|in_flight| !in_flight).await;
+    async fn drain(self: &Arc<Self>) -> Result<()> {
+        let room = self.queue.room().await?;
+        let mut flight = self.flight.subscribe();
+        let between = loop {
+            // Its sender is held here: it cannot end without saying so.
+            let _ = flight.wait_for(|in_flight| !in_flight).await;
+            if let Some(between) = tick::InFlight::take(self) {
+                break between;
+            }
+        };
         let batch = self.next_batch();
-        self.queue.stop(queue::framework(&batch, "stopped", Some("stopped"))).await
+        let stopping = room.stop(queue::framework(&batch, "stopped", Some("stopped")));
+        drop(between);
+        stopping.wait().await
     }
 
     fn next_batch(&self) -> tick::Batch {

@@ -70,7 +70,38 @@ pub(super) fn framework(batch: &Batch, stage: &str, result: Option<&str>) -> Tic
 enum Message {
     Record { entry: Entry, at: Time, lost: u64 },
     Flush(oneshot::Sender<()>),
-    Stopped { tick: Tick, at: Time, answer: oneshot::Sender<Result<()>> },
+    Stopped { tick: Tick, at: Time, lost: u64, answer: oneshot::Sender<Result<()>> },
+}
+
+/// Room for the last record.
+pub(super) struct Room<'q> {
+    queue: &'q Queue,
+    permit: mpsc::Permit<'q, Message>,
+}
+
+impl Room<'_> {
+    /// Hands it in, without waiting.
+    pub(super) fn stop(self, tick: Tick) -> Stopping {
+        let (answer, answered) = oneshot::channel();
+        let mut lost = hold(&self.queue.lost);
+        let at = self.queue.clock.now();
+        self.permit.send(Message::Stopped { tick, at, lost: std::mem::take(&mut *lost), answer });
+        Stopping(answered)
+    }
+}
+
+/// The last record on its way.
+pub(super) struct Stopping(oneshot::Receiver<Result<()>>);
+
+impl Stopping {
+    /// Waits until it and all before are durable.
+    pub(super) async fn wait(self) -> Result<()> {
+        waited(self.0).await.ok_or_else(gone)?
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Io, "the thread that records ticks has ended")
 }
 
 #[derive(Debug)]
@@ -126,13 +157,10 @@ impl Queue {
         }
     }
 
-    /// Hands the last record in, and waits until it and all before are durable.
-    pub(super) async fn stop(&self, tick: Tick) -> Result<()> {
-        let (answer, answered) = oneshot::channel();
-        let gone = || Error::new(ErrorKind::Io, "the thread that records ticks has ended");
-        let at = self.clock.now();
-        self.messages.send(Message::Stopped { tick, at, answer }).await.map_err(|_| gone())?;
-        waited(answered).await.ok_or_else(gone)?
+    /// Waits until there is room for the last record.
+    pub(super) async fn room(&self) -> Result<Room<'_>> {
+        let permit = self.messages.reserve().await.map_err(|_| gone())?;
+        Ok(Room { queue: self, permit })
     }
 }
 
@@ -159,7 +187,8 @@ impl Writer {
                         self.wait(&mut tickets);
                         let _ = answer.send(());
                     }
-                    Message::Stopped { tick, at, answer } => {
+                    Message::Stopped { tick, at, lost, answer } => {
+                        self.gap(&tick, at, lost, &mut tickets);
                         self.wait(&mut tickets);
                         let stopped = self.stopped(&tick, at);
                         if let Err(error) = &stopped {
@@ -182,22 +211,26 @@ impl Writer {
     }
 
     fn record(&mut self, entry: Entry, at: Time, lost: u64, tickets: &mut Vec<(Tick, Ticket)>) {
-        if lost > 0 {
-            let details = JsonText::parse(&format!("{{\"count\":{lost}}}")).unwrap_or(JsonText::empty());
-            let stage = "records_lost".to_owned();
-            let runner = FRAMEWORK.to_owned();
-            let tick = Tick {
-                stage,
-                runner,
-                result: None,
-                error: None,
-                duration_ms: None,
-                details,
-                ..entry.tick.clone()
-            };
-            self.hand_in(Entry::plain(tick), at, tickets);
-        }
+        self.gap(&entry.tick, at, lost, tickets);
         self.hand_in(entry, at, tickets);
+    }
+
+    /// Records how many records are lost in front of one.
+    fn gap(&mut self, next: &Tick, at: Time, lost: u64, tickets: &mut Vec<(Tick, Ticket)>) {
+        if lost == 0 {
+            return;
+        }
+        let details = JsonText::parse(&format!("{{\"count\":{lost}}}")).unwrap_or(JsonText::empty());
+        let tick = Tick {
+            batch_id: next.batch_id.clone(),
+            runner: FRAMEWORK.to_owned(),
+            stage: "records_lost".to_owned(),
+            result: None,
+            error: None,
+            duration_ms: None,
+            details,
+        };
+        self.hand_in(Entry::plain(tick), at, tickets);
     }
 
     fn hand_in(&mut self, entry: Entry, at: Time, tickets: &mut Vec<(Tick, Ticket)>) {

@@ -319,7 +319,15 @@ fn json(details: &impl Serialize) -> JsonText {
 }
 
 /// While there is one of these, no other tick begins.
-struct InFlight(Arc<Inner>);
+pub(super) struct InFlight(Arc<Inner>);
+
+impl InFlight {
+    /// `None` while there is another.
+    pub(super) fn take(jobs: &Arc<Inner>) -> Option<Self> {
+        let begins = jobs.flight.send_if_modified(|in_flight| !std::mem::replace(in_flight, true));
+        begins.then(|| Self(Arc::clone(jobs)))
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -345,11 +353,9 @@ pub(super) fn begin(jobs: &Arc<Inner>, trigger: Trigger, nth: Option<u64>) -> Re
         jobs.queue.push(Entry { role: role.clone().unwrap_or_default(), ..Entry::plain(record) });
         over(decision)
     };
-    let begins = jobs.flight.send_if_modified(|in_flight| !std::mem::replace(in_flight, true));
-    if !begins {
+    let Some(flight) = InFlight::take(jobs) else {
         return Err(skipped(Decision::SkippedBusy));
-    }
-    let flight = InFlight(Arc::clone(jobs));
+    };
     if runners.is_empty() {
         return Err(skipped(Decision::SkippedNoRunners));
     }

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::future::{Future, poll_fn};
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::Poll;
 use std::time::Duration;
@@ -94,7 +94,10 @@ const INDEX: &[(&str, Rules)] = &[
             ),
             (
                 "stop ends the timer, lets the tick in flight finish, writes stopped; all is durable on return",
-                &["timed_jobs::a_stop_ends_the_timer_and_lets_the_tick_end_and_all_is_durable"],
+                &[
+                    "timed_jobs::a_stop_ends_the_timer_and_lets_the_tick_end_and_all_is_durable",
+                    "timed_jobs::no_tick_begins_while_a_stop_is_recorded",
+                ],
             ),
             (
                 "started-or-not turns false at once",
@@ -260,7 +263,10 @@ const INDEX: &[(&str, Rules)] = &[
             ),
             (
                 "writing never holds a tick up; at its bound the queue says what is lost, where, and to whom",
-                &["timed_jobs::at_its_bound_the_queue_holds_nobody_up_and_says_what_is_lost"],
+                &[
+                    "timed_jobs::at_its_bound_the_queue_holds_nobody_up_and_says_what_is_lost",
+                    "timed_jobs::what_was_lost_before_a_stop_is_recorded_with_it",
+                ],
             ),
             (
                 "a failed write stops neither ticks nor later records, and is reported",
@@ -919,6 +925,70 @@ async fn a_stop_ends_the_timer_and_lets_the_tick_end_and_all_is_durable() {
     assert_eq!(*sim.bench.told.lock().unwrap(), []);
 }
 
+/// A clock that holds the first caller up, once it is told to.
+#[derive(Debug)]
+struct Trap {
+    clock: ManualClock,
+    armed: AtomicBool,
+    caught: Mutex<mpsc::Sender<()>>,
+    free: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Trap {
+    /// With what tells that somebody is held up, and what lets go.
+    fn new() -> (Arc<Self>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+        let ((caught, is_caught), (free, is_free)) = (mpsc::channel(), mpsc::channel());
+        let clock = ManualClock::new(Time(START));
+        let (caught, is_free) = (Mutex::new(caught), Mutex::new(is_free));
+        (Arc::new(Self { clock, armed: AtomicBool::new(false), caught, free: is_free }), is_caught, free)
+    }
+}
+
+impl Clock for Trap {
+    fn now(&self) -> Time {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.caught.lock().unwrap().send(()).unwrap();
+            self.free.lock().unwrap().recv().unwrap();
+        }
+        self.clock.now()
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        self.clock.monotonic_ns()
+    }
+
+    fn pause(&self, _: Duration) {
+        std::thread::yield_now();
+    }
+}
+
+/// Its record stands between two ticks: one that begins in just that moment would lose its ticker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_tick_begins_while_a_stop_is_recorded() {
+    let bench = Bench::new();
+    let (clock, is_caught, free) = Trap::new();
+    let world = World { clock: clock.clone(), ..bench.world() };
+    let (engine, _) = Engine::open_in(world, Options::default()).unwrap();
+    let jobs = bench.jobs(&engine);
+    add(&jobs, "a");
+    jobs.start().await.unwrap();
+    jobs.flush().await;
+    // The next one to ask the time is the stop, for its batch id.
+    clock.armed.store(true, Ordering::SeqCst);
+    let stopping = jobs.clone();
+    let stop = tokio::spawn(async move { stopping.stop().await });
+    tokio::task::spawn_blocking(move || is_caught.recv().unwrap()).await.unwrap();
+    assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::SkippedBusy);
+    free.send(()).unwrap();
+    stop.await.unwrap().unwrap();
+    assert_eq!(jobs.tick(Trigger::Manual).await.decision, Decision::Scheduled);
+    jobs.flush().await;
+    let stages = stages(&bench.records());
+    let busy = "tick_skipped_busy skipped_busy";
+    assert_eq!(stages[..4], ["started loop_enabled", busy, "stopped stopped", "tick_started running"]);
+    bench.lines(&engine);
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_nothing_was_started_a_stop_writes_nothing() {
     let bench = Bench::new();
@@ -1205,6 +1275,7 @@ async fn on_several_threads_all_of_it_holds_too() {
             _ => 0,
         };
         assert!((0..=1).contains(&flights), "one at a time");
+        assert!(tick.stage != "stopped" || flights == 0, "a stop stands behind the tick's end");
         *tally.entry(format!("{} {}", tick.stage, tick.result.as_deref().unwrap_or("-"))).or_default() += 1;
     }
     let decided = decided.lock().unwrap().clone();
@@ -2262,6 +2333,29 @@ async fn at_its_bound_the_queue_holds_nobody_up_and_says_what_is_lost() {
     let records = bench.records();
     let last = tick_of(&records[records.len() - 11]);
     assert_eq!((last.stage.as_str(), last.batch_id.as_str()), ("records_lost", context.batch_id()));
+    bench.lines(&engine);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_lost_before_a_stop_is_recorded_with_it() {
+    let bench = Bench::new();
+    let engine = bench.engine();
+    let jobs = bench.jobs(&engine);
+    let context = context_of(&jobs).await;
+    jobs.start().await.unwrap();
+    jobs.flush().await;
+    let blocked = Blocked::new(&engine);
+    for n in 0..QUEUE_LEN + 512 + 10 {
+        context.log("numbered", |entry| entry.details(&json!({ "n": n })));
+    }
+    let mut stop = Box::pin(jobs.stop());
+    assert!(polled(&mut stop, 30).await.is_none(), "a stop does wait");
+    drop(blocked);
+    stop.await.unwrap();
+    let told = std::mem::take(&mut *bench.told.lock().unwrap()).len();
+    let records = bench.records();
+    assert_eq!(gaps(&records), u64::try_from(told).unwrap());
+    assert_eq!(stages(&records)[records.len() - 2..], ["records_lost -", "stopped stopped"]);
     bench.lines(&engine);
 }
 
