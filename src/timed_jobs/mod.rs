@@ -73,7 +73,7 @@ use runner::Registered;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 /// A ticker with its runners; cheap to clone, all clones are one. Needs a tokio runtime with time.
 ///
@@ -104,7 +104,7 @@ enum Phase {
     Idle,
     /// Being started: what was missed is looked for.
     Starting(watch::Receiver<()>),
-    Started(Option<AbortHandle>),
+    Started(Option<JoinHandle<()>>),
     Draining(watch::Receiver<Stopped>),
 }
 
@@ -246,14 +246,15 @@ impl TimedJobs {
                     Phase::Starting(over) => over.clone(),
                     Phase::Idle if !*self.0.flight.borrow() => break None,
                     Phase::Idle | Phase::Started(_) => {
-                        if let Phase::Started(Some(timer)) = &*phase {
-                            timer.abort();
-                        }
                         let (done, over) = watch::channel(None);
-                        *phase = Phase::Draining(over.clone());
+                        let timer = match std::mem::replace(&mut *phase, Phase::Draining(over.clone())) {
+                            Phase::Started(timer) => timer,
+                            _ => None,
+                        };
+                        timer.iter().for_each(JoinHandle::abort);
                         let jobs = self.clone();
                         tokio::spawn(async move {
-                            let outcome = jobs.0.drain().await.err();
+                            let outcome = jobs.0.drain(timer).await.err();
                             *hold(&jobs.0.phase) = Phase::Idle;
                             let _ = done.send(Some(outcome.map(|e| (e.kind(), e.message()))));
                         });
@@ -324,7 +325,11 @@ impl Inner {
         Ok(Started { already: false, missed, problems })
     }
 
-    async fn drain(self: &Arc<Self>) -> Result<()> {
+    async fn drain(self: &Arc<Self>, timer: Option<JoinHandle<()>>) -> Result<()> {
+        if let Some(timer) = timer {
+            // It may be about to begin a tick, on another thread.
+            let _ = timer.await;
+        }
         let room = self.queue.room().await?;
         let mut flight = self.flight.subscribe();
         let between = loop {

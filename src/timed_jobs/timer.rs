@@ -7,13 +7,13 @@ use crate::engine::tickers::missed_details;
 use crate::position::Time;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// Begins to tick, one interval from now.
-pub(super) fn spawn(jobs: &Arc<Inner>, interval: Duration) -> AbortHandle {
+pub(super) fn spawn(jobs: &Arc<Inner>, interval: Duration) -> JoinHandle<()> {
     let (begun, weak) = (Instant::now(), Arc::downgrade(jobs));
-    tokio::spawn(run(weak, begun, interval)).abort_handle()
+    tokio::spawn(run(weak, begun, interval))
 }
 
 async fn run(jobs: Weak<Inner>, begun: Instant, interval: Duration) {

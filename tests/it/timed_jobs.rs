@@ -96,6 +96,7 @@ const INDEX: &[(&str, Rules)] = &[
                 "stop ends the timer, lets the tick in flight finish, writes stopped; all is durable on return",
                 &[
                     "timed_jobs::a_stop_ends_the_timer_and_lets_the_tick_end_and_all_is_durable",
+                    "timed_jobs::a_tick_that_the_timer_has_begun_ends_before_the_stop",
                     "timed_jobs::no_tick_begins_while_a_stop_is_recorded",
                 ],
             ),
@@ -960,6 +961,32 @@ impl Clock for Trap {
     fn pause(&self, _: Duration) {
         std::thread::yield_now();
     }
+}
+
+/// The timer can be in the middle of beginning a tick when it is ended, on another thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_tick_that_the_timer_has_begun_ends_before_the_stop() {
+    let bench = Bench::new();
+    let (clock, is_caught, free) = Trap::new();
+    let world = World { clock: clock.clone(), ..bench.world() };
+    let (engine, _) = Engine::open_in(world, Options::default()).unwrap();
+    let config = Config::every(Duration::from_millis(50));
+    let jobs = TimedJobs::new(&engine, TimedJobsOptions { config, ..bench.options() }).unwrap();
+    add(&jobs, "a");
+    jobs.start().await.unwrap();
+    jobs.flush().await;
+    clock.armed.store(true, Ordering::SeqCst);
+    tokio::task::spawn_blocking(move || is_caught.recv().unwrap()).await.unwrap();
+    let (stopping, told) = (jobs.clone(), jobs.clone());
+    let mut stop = tokio::spawn(async move { stopping.stop().await });
+    while told.is_started() {
+        yield_now().await;
+    }
+    // It cannot be over before the tick is; a stop that does not wait for it gets its time to show.
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut stop).await.is_err());
+    free.send(()).unwrap();
+    stop.await.unwrap().unwrap();
+    assert_eq!(stages(&bench.records()).last().unwrap(), "stopped stopped");
 }
 
 /// Its record stands between two ticks: one that begins in just that moment would lose its ticker.
