@@ -108,6 +108,31 @@ enum Phase {
     Draining(watch::Receiver<Stopped>),
 }
 
+/// A start or a stop under way. Where it comes to no end, as its runtime does, nothing is started,
+/// and whoever waits for it goes on.
+struct Turning<T> {
+    jobs: Option<Arc<Inner>>,
+    over: watch::Sender<T>,
+}
+
+impl<T> Turning<T> {
+    fn new(jobs: &Arc<Inner>, over: watch::Sender<T>) -> Self {
+        Self { jobs: Some(Arc::clone(jobs)), over }
+    }
+
+    fn to(&mut self, phase: Phase) {
+        if let Some(jobs) = self.jobs.take() {
+            *hold(&jobs.phase) = phase;
+        }
+    }
+}
+
+impl<T> Drop for Turning<T> {
+    fn drop(&mut self) {
+        self.to(Phase::Idle);
+    }
+}
+
 /// What starting found and did.
 #[derive(Debug, Clone, Default)]
 pub struct Started {
@@ -221,13 +246,9 @@ impl TimedJobs {
                 let _ = over.changed().await;
             }
         };
-        let jobs = self.clone();
+        let (jobs, mut turning) = (self.clone(), Turning::new(&self.0, begun));
         // Of its own, so that a caller who does not wait for it leaves nothing half started.
-        let work = tokio::spawn(async move {
-            let started = Inner::start(&jobs.0).await;
-            drop(begun);
-            started
-        });
+        let work = tokio::spawn(async move { Inner::start(&jobs.0, &mut turning).await });
         work.await.map_err(|_| Error::new(ErrorKind::Io, "starting timed jobs was interrupted"))?
     }
 
@@ -239,30 +260,36 @@ impl TimedJobs {
     /// Why `stopped` could not be written.
     pub async fn stop(&self) -> Result<()> {
         let mut over = loop {
-            let mut starting = {
+            let (done, over) = watch::channel(None);
+            let mut starting = None;
+            let before = {
                 let mut phase = hold(&self.0.phase);
                 match &*phase {
                     Phase::Draining(over) => break Some(over.clone()),
-                    Phase::Starting(over) => over.clone(),
                     Phase::Idle if !*self.0.flight.borrow() => break None,
+                    Phase::Starting(over) => {
+                        starting = Some(over.clone());
+                        Phase::Idle
+                    }
                     Phase::Idle | Phase::Started(_) => {
-                        let (done, over) = watch::channel(None);
-                        let timer = match std::mem::replace(&mut *phase, Phase::Draining(over.clone())) {
-                            Phase::Started(timer) => timer,
-                            _ => None,
-                        };
-                        timer.iter().for_each(JoinHandle::abort);
-                        let jobs = self.clone();
-                        tokio::spawn(async move {
-                            let outcome = jobs.0.drain(timer).await.err();
-                            *hold(&jobs.0.phase) = Phase::Idle;
-                            let _ = done.send(Some(outcome.map(|e| (e.kind(), e.message()))));
-                        });
-                        break Some(over);
+                        std::mem::replace(&mut *phase, Phase::Draining(over.clone()))
                     }
                 }
             };
-            let _ = starting.changed().await;
+            if let Some(mut starting) = starting {
+                // It ends when its sender goes.
+                let _ = starting.changed().await;
+                continue;
+            }
+            let timer = if let Phase::Started(timer) = before { timer } else { None };
+            timer.iter().for_each(JoinHandle::abort);
+            let (jobs, mut turning) = (self.clone(), Turning::new(&self.0, done));
+            tokio::spawn(async move {
+                let outcome = jobs.0.drain(timer).await.err();
+                turning.to(Phase::Idle);
+                turning.over.send_replace(Some(outcome.map(|e| (e.kind(), e.message()))));
+            });
+            break Some(over);
         };
         let Some(over) = &mut over else {
             self.flush().await;
@@ -295,7 +322,7 @@ impl TimedJobs {
 }
 
 impl Inner {
-    async fn start(self: &Arc<Self>) -> Result<Started> {
+    async fn start(self: &Arc<Self>, turning: &mut Turning<()>) -> Result<Started> {
         let policy = if self.settings.config.auto_start { self.settings.missed } else { Missed::RecordOnly };
         let jobs = Arc::clone(self);
         let missed = tokio::task::spawn_blocking(move || {
@@ -303,13 +330,7 @@ impl Inner {
         });
         let missed =
             missed.await.map_err(|_| Error::new(ErrorKind::Io, "looking for missed ticks was interrupted"));
-        let (missed, problems) = match missed.and_then(|accounted| accounted) {
-            Ok(accounted) => accounted,
-            Err(error) => {
-                *hold(&self.phase) = Phase::Idle;
-                return Err(error);
-            }
-        };
+        let (missed, problems) = missed.and_then(|accounted| accounted)?;
         let batch = self.next_batch();
         let interval = self.settings.config.auto_start.then_some(self.settings.config.interval);
         let word = if interval.is_some() { "loop_enabled" } else { "loop_disabled" };
@@ -317,7 +338,7 @@ impl Inner {
         // No await between the moment that is recorded and the one that the timer counts from.
         self.queue.push(Entry::started(record, interval));
         let timer = interval.map(|interval| timer::spawn(self, interval));
-        *hold(&self.phase) = Phase::Started(timer);
+        turning.to(Phase::Started(timer));
         if policy == Missed::RunOnce && !missed.is_empty() {
             // It goes on by itself.
             drop(tick::begin(self, Trigger::Interval, None));

@@ -243,6 +243,12 @@ impl Writer {
     /// `None` where it is durable already.
     fn submit(&mut self, entry: &Entry, at: Time) -> Result<Option<Ticket>> {
         let engine = self.engine.clone();
+        if matches!(entry.role, Role::Started(_))
+            && let Some(before) = self.ticker.take_if(|ticker| ticker.has_timer())
+        {
+            // Its runtime ended in the middle of a stop.
+            before.stopped(&engine, None)?;
+        }
         let ticker = self.ticker()?;
         let key = match entry.role {
             Role::Started(Some(interval)) => {
@@ -276,7 +282,7 @@ impl Writer {
     fn stopped(&mut self, tick: &Tick, at: Time) -> Result<()> {
         self.ticker()?;
         match self.ticker.take() {
-            Some(ticker) => ticker.stopped(&self.engine, stamped(tick.clone(), at)),
+            Some(ticker) => ticker.stopped(&self.engine, Some(stamped(tick.clone(), at))),
             None => Ok(()),
         }
     }

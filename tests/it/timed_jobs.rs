@@ -124,6 +124,7 @@ const INDEX: &[(&str, Rules)] = &[
                 &[
                     "timed_jobs::dropped_futures_leave_nothing_half_done",
                     "timed_jobs::when_the_last_handle_goes_the_tick_ends_and_what_was_recorded_is_written",
+                    "timed_jobs::a_runtime_that_ends_leaves_no_start_or_stop_under_way",
                     "timed_jobs::on_several_threads_all_of_it_holds_too",
                 ],
             ),
@@ -1246,6 +1247,50 @@ async fn when_the_last_handle_goes_the_tick_ends_and_what_was_recorded_is_writte
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0, "nor a task that waits");
     bench.pass(HOUR * 3).await;
     assert_eq!(bench.records().len(), 7);
+    bench.lines(&engine);
+}
+
+#[test]
+fn a_runtime_that_ends_leaves_no_start_or_stop_under_way() {
+    let bench = Bench::new();
+    let engine = bench.engine();
+    let jobs = bench.jobs(&engine);
+    let gate = Gate::new();
+    gate.guard(&jobs, "waits");
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    // In the middle of a stop, with a tick in flight.
+    let first = runtime();
+    first.block_on(async {
+        jobs.start().await.unwrap();
+        bench.pass(HOUR).await;
+        gate.reached().await;
+        gate.open();
+        settle().await;
+        drop(polled(jobs.tick(Trigger::Manual), 1).await);
+        gate.reached().await;
+        drop(polled(jobs.stop(), 3).await);
+    });
+    drop(first);
+    assert!(!jobs.is_started());
+    // In the middle of a start.
+    let second = runtime();
+    second.block_on(async { drop(polled(jobs.start(), 1).await) });
+    drop(second);
+    assert!(!jobs.is_started());
+    let third = runtime();
+    third.block_on(async {
+        assert!(!jobs.start().await.unwrap().already);
+        bench.pass(HOUR).await;
+        gate.reached().await;
+        gate.open();
+        jobs.stop().await.unwrap();
+    });
+    // The intervals of the second start are others than those of the first.
+    let lines = brief(&bench.records());
+    let by_interval = r#"*: tick_started running {"runner_count":1,"trigger":"interval"}"#;
+    assert_eq!(lines.iter().filter(|line| *line == by_interval).count(), 2);
+    assert_eq!(stages(&bench.records()).last().unwrap(), "stopped stopped");
     bench.lines(&engine);
 }
 

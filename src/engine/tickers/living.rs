@@ -37,6 +37,7 @@ pub(crate) struct Ticker {
     name: String,
     stream: StreamId,
     next: Option<Seq>,
+    has_timer: bool,
 }
 
 impl Ticker {
@@ -48,7 +49,7 @@ impl Ticker {
             &name,
             &event(OPENED, Level::Info, "Timed jobs of this process.", JsonText::empty()),
         )?;
-        Ok(Self { name, stream: receipt.stream, next: receipt.last_seq.next() })
+        Ok(Self { name, stream: receipt.stream, next: receipt.last_seq.next(), has_timer: false })
     }
 
     /// The idempotency key of the record that accounts for an interval.
@@ -78,14 +79,21 @@ impl Ticker {
         let data = JsonText::of(&StartedData { interval_ns })?;
         let record =
             NewRecord { created_at: Some(at), ..event(STARTED, Level::Info, "Their timer runs.", data) };
-        self.append(engine, record, Some(started))
+        self.append(engine, record, Some(started))?;
+        self.has_timer = true;
+        Ok(())
     }
 
-    /// Ends it; the tick record `stopped` goes with it.
-    pub(crate) fn stopped(mut self, engine: &Engine, stopped: NewRecord) -> Result<()> {
+    /// Whether its timer began: one life has one, whose intervals are counted from 1.
+    pub(crate) fn has_timer(&self) -> bool {
+        self.has_timer
+    }
+
+    /// Ends it; the tick record `stopped` goes with it, if its stop came so far.
+    pub(crate) fn stopped(mut self, engine: &Engine, stopped: Option<NewRecord>) -> Result<()> {
         let record =
             NewRecord { ends: true, ..event(STOPPED, Level::Info, "They were stopped.", JsonText::empty()) };
-        self.append(engine, record, Some(stopped))
+        self.append(engine, record, stopped)
     }
 
     fn append(&mut self, engine: &Engine, own: NewRecord, tick: Option<NewRecord>) -> Result<()> {
