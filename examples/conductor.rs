@@ -353,7 +353,8 @@ async fn conduct() -> Result<ExitCode, Error> {
     // 3. A term above every one that was seen. The first record that bears it shuts out whoever still
     //    writes in the name of a lower one, wherever that process is.
     let mut log = engine.log()?;
-    let term = log.term() + 1;
+    let term = log.term().checked_add(1);
+    let term = term.ok_or_else(|| Error::io("taking a term", std::io::Error::other("they are used up")))?;
 
     // 4. What was done so far, from the journal alone.
     let known = Known { last: Conductor::read_runs(&mut log)?, busy: BTreeSet::new() };

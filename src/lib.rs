@@ -13,6 +13,7 @@
 //!
 //! # Where to begin
 //!
+//! * [`docs::embedding`] leads through what a conductor needs, from opening to stopping.
 //! * [`engine::Engine`] opens a data directory for writing, [`engine::Log`] for reading.
 //! * [`run::record_process`] records a child process, [`run::run_step`] a step by an
 //!   [`run::Executor`], [`run::Recorder`] a run of your own making; `run::Steps` many of them at once.

@@ -1,5 +1,11 @@
 //! Longer documents.
 
+/// How to build a conductor on it, from opening to stopping.
+#[doc = include_str!("embedding.md")]
+#[doc = include_str!("../../examples/conductor.rs")]
+#[doc = "```"]
+pub mod embedding {}
+
 /// The map of the code and its invariants.
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}

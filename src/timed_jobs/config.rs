@@ -1,11 +1,12 @@
 //! What timed jobs are told once.
 
-use crate::error::Error;
+use super::hold;
+use crate::error::{Error, ErrorKind, Result};
 use crate::record::Tick;
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// When to tick, and what runners are told of how much to do.
@@ -103,8 +104,8 @@ pub struct TimedJobsOptions {
     pub missed: Missed,
     /// Is told of every record that is not in the journal, by the thread that made it where the queue
     /// was full, otherwise by the one that writes. It should not block; if it panics, that stops
-    /// nothing. Default: nobody is told but [`TimedJobs::stop`](super::TimedJobs::stop), of its own
-    /// record.
+    /// nothing. Default: nobody is told at once, and [`TimedJobs::stop`](super::TimedJobs::stop) answers
+    /// with an error.
     pub on_write_error: Option<Arc<OnWriteError>>,
 }
 
@@ -140,12 +141,20 @@ pub(super) struct Settings {
     pub(super) store: Option<Arc<dyn Any + Send + Sync>>,
     pub(super) missed: Missed,
     on_write_error: Option<Arc<OnWriteError>>,
+    untold: Mutex<Untold>,
+}
+
+/// Records that are not written, where nobody wants to be told at once.
+#[derive(Default)]
+struct Untold {
+    count: u64,
+    first: Option<(ErrorKind, String)>,
 }
 
 impl From<TimedJobsOptions> for Settings {
     fn from(options: TimedJobsOptions) -> Self {
         let TimedJobsOptions { config, identity, schedule, store, missed, on_write_error } = options;
-        Self { config, identity, schedule, store, missed, on_write_error }
+        Self { config, identity, schedule, store, missed, on_write_error, untold: Mutex::default() }
     }
 }
 
@@ -154,7 +163,22 @@ impl Settings {
         if let Some(told) = &self.on_write_error {
             // Neither the tick nor the thread that writes ends with the embedder's panic.
             let _ = catch_unwind(AssertUnwindSafe(|| told(&NotWritten { tick, error })));
+            return;
         }
+        let mut untold = hold(&self.untold);
+        untold.count += 1;
+        untold.first.get_or_insert_with(|| match error {
+            Some(error) => (error.kind(), error.to_string()),
+            None => (ErrorKind::Retry, "the queue was full".to_owned()),
+        });
+    }
+
+    /// What nobody was told of since this was asked for last.
+    pub(super) fn untold(&self) -> Result<()> {
+        let Untold { count, first } = std::mem::take(&mut *hold(&self.untold));
+        let Some((kind, first)) = first else { return Ok(()) };
+        let message = format!("{count} records of the timed jobs are not in the journal; the first: {first}");
+        Err(Error::new(kind, message).hint("Whoever sets `on_write_error` is told of each, when it happens."))
     }
 }
 

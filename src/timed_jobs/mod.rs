@@ -49,7 +49,7 @@
 //! # When writing is slow, or fails
 //!
 //! No tick waits for the disk: records go to a thread of their own through a queue of
-//! [`QUEUE_LEN`]. What does not fit is not recorded; the next record that fits is preceded by one of
+//! [`QUEUE_LEN`] records, and as many bytes as [`QUEUE_BYTES`]. What does not fit is not recorded; the next record that fits is preceded by one of
 //! the stage `records_lost` with the `count`. This, and every record that could not be written, is
 //! told to [`TimedJobsOptions::on_write_error`]; ticks go on, and later records are tried anew.
 
@@ -60,7 +60,7 @@ mod tick;
 mod timer;
 
 pub use config::{Config, Identity, Missed, NotWritten, TimedJobsOptions};
-pub use queue::QUEUE_LEN;
+pub use queue::{QUEUE_BYTES, QUEUE_LEN};
 pub use runner::{Context, LogEntry, Report, Runner, RunnerError};
 pub use tick::{Answer, BoxFuture, Decision, Schedule, Tick, Trigger, Work};
 
@@ -257,7 +257,8 @@ impl TimedJobs {
     /// is written. Stops at once share one.
     ///
     /// # Errors
-    /// Why `stopped` could not be written.
+    /// Why `stopped` could not be written; and, where no [`TimedJobsOptions::on_write_error`] is set,
+    /// why other records could not. It is stopped all the same.
     pub async fn stop(&self) -> Result<()> {
         let mut over = loop {
             let (done, over) = watch::channel(None);
@@ -293,11 +294,11 @@ impl TimedJobs {
         };
         let Some(over) = &mut over else {
             self.flush().await;
-            return Ok(());
+            return self.0.settings.untold();
         };
         let outcome = over.wait_for(Option::is_some).await;
         match outcome.as_deref() {
-            Ok(Some(None)) => Ok(()),
+            Ok(Some(None)) => self.0.settings.untold(),
             Ok(Some(Some((kind, message)))) => Err(Error::new(*kind, message.clone())),
             _ => Err(Error::new(ErrorKind::Io, "the runtime ended before timed jobs were stopped")),
         }

@@ -9,12 +9,17 @@ use crate::engine::{Conditions, Engine, NewRecord, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::Time;
 use crate::record::{Body, JsonText, Tick};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError::{Closed, Full};
 use tokio::sync::{mpsc, oneshot};
 
 /// How many records may wait to be written.
 pub const QUEUE_LEN: usize = 8192;
+
+/// How many bytes those may have together.
+pub const QUEUE_BYTES: usize = 16 << 20;
 
 /// How many are written with one sync.
 const GROUP_LEN: usize = 512;
@@ -68,7 +73,7 @@ pub(super) fn framework(batch: &Batch, stage: &str, result: Option<&str>) -> Tic
 
 #[derive(Debug)]
 enum Message {
-    Record { entry: Entry, at: Time, lost: u64 },
+    Record { entry: Entry, at: Time, lost: u64, _weight: Weight },
     Flush(oneshot::Sender<()>),
     Stopped { tick: Tick, at: Time, lost: u64, answer: oneshot::Sender<Result<()>> },
 }
@@ -112,6 +117,35 @@ pub(super) struct Queue {
     /// How many records did not fit since one last did. Held while one is stamped and handed in, so
     /// that times and records have one order.
     lost: Mutex<u64>,
+    /// The bytes of those that wait.
+    bytes: Arc<AtomicUsize>,
+}
+
+/// A record's share of the queue, which it gives back when it is written.
+#[derive(Debug)]
+struct Weight(Arc<AtomicUsize>, usize);
+
+impl Weight {
+    /// `None` where the queue is full.
+    fn take(bytes: &Arc<AtomicUsize>, tick: &Tick) -> Option<Self> {
+        let texts = [
+            Some(&tick.batch_id),
+            Some(&tick.runner),
+            Some(&tick.stage),
+            tick.result.as_ref(),
+            tick.error.as_ref(),
+        ];
+        let len = texts.into_iter().flatten().map(String::len).sum::<usize>() + tick.details.as_str().len();
+        let fits = |before: usize| before.checked_add(len).filter(|after| *after <= QUEUE_BYTES);
+        bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).ok()?;
+        Some(Self(Arc::clone(bytes), len))
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::SeqCst);
+    }
 }
 
 impl Queue {
@@ -123,30 +157,39 @@ impl Queue {
             .spawn(move || writer.work(waiting))
             .map_err(|e| Error::io("starting the thread that records ticks", e))?;
         let clock = Arc::clone(&engine.world().clock);
-        Ok(Self { messages, clock, settings: Arc::clone(settings), lost: Mutex::new(0) })
+        Ok(Self {
+            messages,
+            clock,
+            settings: Arc::clone(settings),
+            lost: Mutex::new(0),
+            bytes: Arc::default(),
+        })
     }
 
     /// Hands a record in, without waiting.
     pub(super) fn push(&self, entry: Entry) {
-        let refused = {
-            let mut lost = hold(&self.lost);
-            let message = Message::Record { entry, at: self.clock.now(), lost: *lost };
-            match self.messages.try_send(message) {
-                Ok(()) => {
-                    *lost = 0;
-                    return;
-                }
-                Err(
-                    mpsc::error::TrySendError::Full(refused) | mpsc::error::TrySendError::Closed(refused),
-                ) => {
-                    *lost += 1;
-                    refused
+        if let Err(refused) = self.try_push(entry) {
+            self.settings.not_written(&refused.tick, None);
+        }
+    }
+
+    fn try_push(&self, entry: Entry) -> std::result::Result<(), Box<Entry>> {
+        let mut lost = hold(&self.lost);
+        let refused = match Weight::take(&self.bytes, &entry.tick) {
+            None => entry,
+            Some(weight) => {
+                let message = Message::Record { entry, at: self.clock.now(), lost: *lost, _weight: weight };
+                match self.messages.try_send(message) {
+                    Err(Full(Message::Record { entry, .. }) | Closed(Message::Record { entry, .. })) => entry,
+                    _ => {
+                        *lost = 0;
+                        return Ok(());
+                    }
                 }
             }
         };
-        if let Message::Record { entry, .. } = refused {
-            self.settings.not_written(&entry.tick, None);
-        }
+        *lost += 1;
+        Err(Box::new(refused))
     }
 
     /// Waits until everything handed in is durable, or told to be not written.
@@ -182,7 +225,7 @@ impl Writer {
             let mut tickets = Vec::new();
             for message in messages.drain(..) {
                 match message {
-                    Message::Record { entry, at, lost } => self.record(entry, at, lost, &mut tickets),
+                    Message::Record { entry, at, lost, .. } => self.record(entry, at, lost, &mut tickets),
                     Message::Flush(answer) => {
                         self.wait(&mut tickets);
                         let _ = answer.send(());

@@ -15,8 +15,8 @@ use runwal::position::{Seq, Time};
 use runwal::projection::tick_line;
 use runwal::record::{Body, JsonText, Record, Tick as TickRecord};
 use runwal::timed_jobs::{
-    Answer, BoxFuture, Config, Context, Decision, Identity, QUEUE_LEN, Report, RunnerError, Schedule,
-    TimedJobs, TimedJobsOptions, Trigger, Work,
+    Answer, BoxFuture, Config, Context, Decision, Identity, QUEUE_BYTES, QUEUE_LEN, Report, RunnerError,
+    Schedule, TimedJobs, TimedJobsOptions, Trigger, Work,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -267,7 +267,9 @@ const INDEX: &[(&str, Rules)] = &[
                 "writing never holds a tick up; at its bound the queue says what is lost, where, and to whom",
                 &[
                     "timed_jobs::at_its_bound_the_queue_holds_nobody_up_and_says_what_is_lost",
+                    "timed_jobs::the_bytes_that_wait_are_bounded_too",
                     "timed_jobs::what_was_lost_before_a_stop_is_recorded_with_it",
+                    "timed_jobs::what_nobody_was_told_of_the_stop_tells",
                 ],
             ),
             (
@@ -2406,6 +2408,51 @@ async fn at_its_bound_the_queue_holds_nobody_up_and_says_what_is_lost() {
     let last = tick_of(&records[records.len() - 11]);
     assert_eq!((last.stage.as_str(), last.batch_id.as_str()), ("records_lost", context.batch_id()));
     bench.lines(&engine);
+}
+
+/// Few records, of much content each.
+#[tokio::test(start_paused = true)]
+async fn the_bytes_that_wait_are_bounded_too() {
+    let bench = Bench::new();
+    let engine = bench.engine();
+    let jobs = bench.jobs(&engine);
+    let context = context_of(&jobs).await;
+    let blocked = Blocked::new(&engine);
+    let long = "x".repeat(QUEUE_BYTES / 20);
+    for n in 0..100 {
+        context.log("numbered", |entry| entry.details(&json!({ "n": n, "long": long })));
+    }
+    // As much as fits, and once more as the writer may have in its hands.
+    let told = bench.told.lock().unwrap().len();
+    assert!((60..=81).contains(&told), "{told}");
+    drop(blocked);
+    jobs.flush().await;
+    (100..110).for_each(|n| context.log("numbered", |entry| entry.details(&json!({ "n": n }))));
+    jobs.stop().await.unwrap();
+    assert_eq!(gaps(&bench.records()), u64::try_from(told).unwrap());
+}
+
+/// Where the embedder does not want to be told of each, the stop says so.
+#[tokio::test(start_paused = true)]
+async fn what_nobody_was_told_of_the_stop_tells() {
+    let bench = Bench::new();
+    let engine = bench.engine();
+    let options = TimedJobsOptions { on_write_error: None, ..bench.options() };
+    let jobs = TimedJobs::new(&engine, options).unwrap();
+    add(&jobs, "a");
+    let context = context_of(&jobs).await;
+    jobs.start().await.unwrap();
+    jobs.flush().await;
+    let blocked = Blocked::new(&engine);
+    for _ in 0..QUEUE_LEN + 512 + 10 {
+        context.log("numbered", |entry| entry);
+    }
+    drop(blocked);
+    let error = jobs.stop().await.unwrap_err();
+    assert!(error.message().contains("are not in the journal; the first: the queue was full"), "{error}");
+    assert!(!jobs.is_started());
+    jobs.stop().await.unwrap();
+    assert!(stages(&bench.records()).ends_with(&["stopped stopped".to_owned()]));
 }
 
 #[tokio::test(start_paused = true)]
