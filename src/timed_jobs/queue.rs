@@ -179,13 +179,13 @@ impl Queue {
             None => entry,
             Some(weight) => {
                 let message = Message::Record { entry, at: self.clock.now(), lost: *lost, _weight: weight };
-                match self.messages.try_send(message) {
-                    Err(Full(Message::Record { entry, .. }) | Closed(Message::Record { entry, .. })) => entry,
-                    _ => {
-                        *lost = 0;
-                        return Ok(());
-                    }
-                }
+                let Err(Full(Message::Record { entry, .. }) | Closed(Message::Record { entry, .. })) =
+                    self.messages.try_send(message)
+                else {
+                    *lost = 0;
+                    return Ok(());
+                };
+                entry
             }
         };
         *lost += 1;

@@ -148,6 +148,48 @@ fn ctrl_z_stops_recorder_and_worker_and_fg_lets_both_go_on() {
     }
 }
 
+/// A recorder that is in the middle of a commit is the last to stop, and the shell may let the job go on
+/// as soon as the script has stopped: then the recorder must not stop any more.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "plays another process, and looks at processes")]
+fn fg_before_the_recorder_has_stopped_lets_it_go_on() {
+    let mut terminal = Terminal::new();
+    let reads = "sh -c 'echo $$ > worker; echo begun; read x; echo got $x'";
+    let script = format!(
+        "sh -c 'echo $$ > script; \"$RUNWAL\" -q run -- {}; true'",
+        reads.replace('\'', "\"").replace('$', "\\$")
+    );
+    terminal.send(&format!("{script}\n"));
+    terminal.expect("\rbegun\r");
+    let dir = terminal.dir.path().to_owned();
+    let is_stopped = |file: &str| {
+        let pid = std::fs::read_to_string(dir.join(file)).unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    };
+    // Somebody else's commit takes long, and so does the recorder's.
+    let other = std::fs::File::open(dir.join(".runwal/journal/lock")).unwrap();
+    other.lock().unwrap();
+    terminal.send("\u{1a}");
+    crate::cli::wait_until("stopping the worker", || is_stopped("worker"));
+    // What would be wrong is seen at once; what is right cannot be seen, but by what follows.
+    let looked = std::time::Instant::now();
+    while !is_stopped("script") && looked.elapsed() < std::time::Duration::from_millis(500) {
+        std::thread::yield_now();
+    }
+    let too_early = is_stopped("script");
+    if !too_early {
+        other.unlock().unwrap();
+    }
+    terminal.expect("Stopped");
+    terminal.expect(PROMPT);
+    terminal.begin("fg", "RUNWAL");
+    let _ = other.unlock();
+    terminal.send("abc\n");
+    terminal.expect("got abc");
+    terminal.expect(PROMPT);
+}
+
 /// Others record meanwhile: a recorder that is stopped holds no lock.
 #[test]
 fn a_stopped_recorder_holds_up_nobody() {

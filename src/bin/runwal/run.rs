@@ -12,11 +12,13 @@ use runwal::run::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU};
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -349,21 +351,33 @@ impl Signals {
     }
 }
 
+/// What was asked of this process last.
+const GO_ON: usize = 0;
+const STOP: usize = 1;
+
 /// Hands the signals that ask us to end on to the worker. From a terminal that we share with it,
 /// Ctrl-C reaches the worker by itself.
 fn watch_signals(engine: &Engine, cancel: &Cancel, terminal: &Terminal) -> std::io::Result<Signals> {
     let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU];
     let heard = all.into_iter().filter(|signal| !crate::is_ignored(*signal));
+    let last = Arc::new(AtomicUsize::new(GO_ON));
+    for signal in [SIGTSTP, SIGTTIN, SIGTTOU].into_iter().filter(|signal| !crate::is_ignored(*signal)) {
+        signal_hook::flag::register_usize(signal, Arc::clone(&last), STOP)?;
+    }
+    signal_hook::flag::register_usize(SIGCONT, Arc::clone(&last), GO_ON)?;
     let mut signals = signal_hook::iterator::Signals::new(heard)?;
     let handle = signals.handle();
     let (engine, cancel, terminal) = (engine.clone(), cancel.clone(), terminal.clone());
     let thread = std::thread::Builder::new().name("runwal-signals".to_owned()).spawn(move || {
         for signal in signals.forever() {
             match signal {
-                // A process that is stopped in a commit keeps everybody else waiting for the lock.
+                // A process that is stopped in a commit keeps everybody else waiting for the lock. Until
+                // the commit is over, the shell may have let the job go on already.
                 SIGTSTP | SIGTTIN | SIGTTOU => {
                     engine.between_commits(|| {
-                        let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                        if last.load(Ordering::SeqCst) == STOP {
+                            let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                        }
                     });
                     terminal.resumed();
                 }

@@ -74,16 +74,20 @@ impl Foreground {
         }
         self.take_back();
         if let Some(waiting) = those_who_wait() {
-            for process in waiting {
-                let _ = kill_process(process, Signal::TSTP);
-            }
-            // Raised in this thread, so that it is not passed before all of us have stopped.
-            pause(&|| {
-                let _ = nix::sys::signal::raise(NixSignal::SIGSTOP);
-            });
+            pause(&|| stop_with(&waiting));
         }
         self.give(worker, go_on);
     }
+}
+
+/// Stops these and this process, and nothing in between: the shell may let the job go on as soon as the
+/// others have stopped, and whoever stops after that stays stopped. Raised in this thread, so that it is
+/// not passed before all of us have stopped.
+fn stop_with(waiting: &[Pid]) {
+    for process in waiting {
+        let _ = kill_process(*process, Signal::TSTP);
+    }
+    let _ = nix::sys::signal::raise(NixSignal::SIGSTOP);
 }
 
 /// The processes of our group that wait for us, as a script or a `make` does: a shell sees the
