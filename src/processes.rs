@@ -79,6 +79,17 @@ pub(crate) fn parent(pid: Pid) -> Option<Pid> {
     i32::try_from(parse_stat(&stat)?.parent).ok().and_then(Pid::from_raw)
 }
 
+/// Whether a process has a handler for a signal.
+#[cfg(feature = "terminal")]
+pub(crate) fn catches(pid: Pid, signal: i32) -> bool {
+    let read = |table| read(&table, &format!("{}/status", pid.as_raw_nonzero())).ok();
+    let status = table().ok().and_then(read).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
+
 /// The identity of a running process; `None` if there is none of this id.
 pub(crate) fn identity(pid: u32) -> Option<Identity> {
     let stat = read(&table().ok()?, &format!("{pid}/stat")).ok()?;

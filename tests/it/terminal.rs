@@ -183,6 +183,8 @@ fn fg_before_the_recorder_has_stopped_lets_it_go_on() {
     }
     terminal.expect("Stopped");
     terminal.expect(PROMPT);
+    // The shell may lose what is typed in the moment it takes the terminal back.
+    terminal.line("   true");
     terminal.begin("fg", "RUNWAL");
     let _ = other.unlock();
     terminal.send("abc\n");

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 const ENGINE_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -360,7 +360,7 @@ const STOP: usize = 1;
 fn watch_signals(engine: &Engine, cancel: &Cancel, terminal: &Terminal) -> std::io::Result<Signals> {
     let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGTTIN, SIGTTOU];
     let heard = all.into_iter().filter(|signal| !crate::is_ignored(*signal));
-    let last = Arc::new(AtomicUsize::new(GO_ON));
+    let last = terminal.asked();
     for signal in [SIGTSTP, SIGTTIN, SIGTTOU].into_iter().filter(|signal| !crate::is_ignored(*signal)) {
         signal_hook::flag::register_usize(signal, Arc::clone(&last), STOP)?;
     }
@@ -377,6 +377,7 @@ fn watch_signals(engine: &Engine, cancel: &Cancel, terminal: &Terminal) -> std::
                     engine.between_commits(|| {
                         if last.load(Ordering::SeqCst) == STOP {
                             let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+                            last.store(GO_ON, Ordering::SeqCst);
                         }
                     });
                     terminal.resumed();

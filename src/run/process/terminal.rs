@@ -9,6 +9,8 @@ use crate::engine::NewRecord;
 use crate::run::started::WindowSize;
 use rustix::process::Pid;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 /// How a worker stands to the terminal.
 #[derive(Debug, Clone, Default)]
@@ -132,6 +134,18 @@ impl Terminal {
             return pseudo.resized();
         }
         None
+    }
+
+    /// What signals ask of this process, for whoever catches them: a handler of SIGTSTP sets it to 1, one
+    /// of SIGCONT to 0. Whoever then stops the process does so while no commit is under way, only if it
+    /// is still 1 by then, and sets it to 0 when it goes on; stopping together with the worker sets it to
+    /// 0 too. So nobody stops for what is over.
+    pub fn asked(&self) -> Arc<AtomicUsize> {
+        #[cfg(feature = "terminal")]
+        if let Self::Foreground(foreground) = self {
+            return foreground.asked();
+        }
+        Arc::default()
     }
 
     /// Is to be called when this process goes on after it was stopped, as by SIGTSTP.

@@ -1,11 +1,13 @@
 //! Lending a worker the terminal of this process.
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal as NixSignal};
-use rustix::process::{Pid, Signal, getpgid, getpgrp, getpid, getppid, getsid, kill_process};
+use rustix::process::{
+    Pid, Signal, getpgid, getpgrp, getpid, getppid, getsid, kill_process, kill_process_group,
+};
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The terminal of this process, to be lent to a worker.
 #[derive(Debug, Clone)]
@@ -16,6 +18,7 @@ struct Inner {
     terminal: OwnedFd,
     own: Pid,
     lent: AtomicBool,
+    asked: Arc<AtomicUsize>,
 }
 
 impl Foreground {
@@ -26,13 +29,23 @@ impl Foreground {
         // Of a terminal that is not the controlling one this is an error.
         let terminal = standard.into_iter().find(|fd| tcgetpgrp(fd).is_ok())?;
         let terminal = terminal.try_clone_to_owned().ok()?;
-        Some(Self(Arc::new(Inner { terminal, own: getpgrp(), lent: AtomicBool::new(false) })))
+        Some(Self(Arc::new(Inner {
+            terminal,
+            own: getpgrp(),
+            lent: AtomicBool::new(false),
+            asked: Arc::default(),
+        })))
     }
 
     /// Whether nobody stands before this process in a pipeline.
     pub(super) fn is_alone(&self) -> bool {
         use std::io::IsTerminal;
         std::io::stdin().is_terminal() || self.0.own == getpid()
+    }
+
+    /// See [`Terminal::asked`](super::Terminal::asked).
+    pub(super) fn asked(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.0.asked)
     }
 
     fn holder(&self) -> Option<Pid> {
@@ -72,18 +85,35 @@ impl Foreground {
             // It wanted the terminal while somebody else had it, and we have got it back meanwhile.
             return self.give(worker, go_on);
         }
-        self.take_back();
-        if let Some(waiting) = those_who_wait() {
-            pause(&|| stop_with(&waiting));
+        match those_who_wait() {
+            None => self.take_back(),
+            Some(waiting) => {
+                // The shell takes the terminal itself once the job has stopped.
+                self.0.lent.store(false, Ordering::SeqCst);
+                pause(&|| {
+                    // What is to stop may have been let go on meanwhile, with the terminal.
+                    if self.holder() != Some(self.0.own) {
+                        stop_with(&waiting);
+                        // Whatever stop was asked for before, this was it.
+                        self.0.asked.store(0, Ordering::SeqCst);
+                    }
+                });
+            }
         }
         self.give(worker, go_on);
     }
 }
 
-/// Stops these and this process, and nothing in between: the shell may let the job go on as soon as the
-/// others have stopped, and whoever stops after that stays stopped. Raised in this thread, so that it is
-/// not passed before all of us have stopped.
+/// Stops these and this process. The shell may let the job go on as soon as the others have stopped, and
+/// whoever stops after that stays stopped: so where nobody wants to see it coming, as an editor does, the
+/// group is stopped at one blow, with whatever else a key would have stopped in it. Otherwise raised in
+/// this thread, so that it is not passed before all of us have stopped.
 fn stop_with(waiting: &[Pid]) {
+    let sees_it = |process: &Pid| crate::processes::catches(*process, Signal::TSTP.as_raw());
+    if !waiting.is_empty() && !waiting.iter().any(sees_it) {
+        let _ = kill_process_group(getpgrp(), Signal::STOP);
+        return;
+    }
     for process in waiting {
         let _ = kill_process(*process, Signal::TSTP);
     }
