@@ -25,11 +25,12 @@ pub enum ErrorKind {
     Corrupt,
     /// The journal uses a format version or a feature that this version does not know.
     Unsupported,
-    /// The call breaks a rule of the interface: a bad name, a run that exists, a run that ended.
+    /// The call breaks a rule of the interface: a bad name, a run that ended.
     Misuse,
     /// A named thing, a run or a data directory, does not exist.
     NotFound,
-    /// A sequence, a term or a name was not what the caller expected; nothing was written.
+    /// A run of this name exists; or a sequence, a term or an idempotency key stands against an append,
+    /// see [`Error::conflict`]. Nothing was written.
     Conflict,
     /// The disk or a quota is full.
     Full,
@@ -127,7 +128,6 @@ pub struct Place {
     pub position: Option<Position>,
 }
 
-#[derive(Debug)]
 struct Inner {
     kind: ErrorKind,
     message: String,
@@ -137,8 +137,7 @@ struct Inner {
     source: Option<std::io::Error>,
 }
 
-/// Any failure of the crate.
-#[derive(Debug)]
+/// Any failure of the crate. Both of its texts are for people; the one for debugging has the advice too.
 pub struct Error(Box<Inner>);
 
 impl Error {
@@ -241,6 +240,14 @@ impl Error {
     /// Whether the operating system said that the file is not there.
     pub(crate) fn is_missing(&self) -> bool {
         self.0.source.as_ref().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
+/// What `main` shows of an error that it answers with.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} [{}]", self.kind().code())?;
+        self.advice().map_or(Ok(()), |advice| write!(f, "\n{advice}"))
     }
 }
 

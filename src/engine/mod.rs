@@ -42,6 +42,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+/// How old the knowledge of the highest term may be.
+const TERM_AGE_NS: u64 = 1_000_000_000;
+
 /// The most bytes of a `log_tail` checkpoint.
 const MAX_LOG_TAIL_LEN: usize = 512 << 10;
 
@@ -157,6 +160,8 @@ struct Inner {
     alive: Mutex<Option<Alive>>,
     closed: AtomicBool,
     ticks: OnceLock<StreamId>,
+    /// The highest term, and when it was looked for.
+    seen_term: Mutex<Option<(u64, u64)>>,
     /// How many tickers of the timed jobs there were.
     #[cfg(feature = "tokio")]
     tickers: std::sync::atomic::AtomicU64,
@@ -211,6 +216,7 @@ impl Engine {
             alive: Mutex::new(Some(alive)),
             closed: AtomicBool::new(false),
             ticks: OnceLock::new(),
+            seen_term: Mutex::default(),
             #[cfg(feature = "tokio")]
             tickers: std::sync::atomic::AtomicU64::new(0),
             #[cfg(feature = "tracing-layer")]
@@ -444,6 +450,26 @@ impl Engine {
         if let Some(publisher) = self.0.publisher.get() {
             publisher.forget(stream);
         }
+    }
+
+    /// Whether an append in this term would be refused, as another conductor has taken over: by what
+    /// any process had written a second ago at the latest. So it may be asked often.
+    ///
+    /// # Errors
+    /// Those of looking at the journal, as [`append`](Self::append).
+    pub fn is_over(&self, term: u64) -> Result<bool> {
+        let now = self.0.world.clock.monotonic_ns();
+        let mut seen = self.0.seen_term.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen.filter(|(at, _)| now.saturating_sub(*at) < TERM_AGE_NS).map(|(_, term)| term);
+        let highest = match known {
+            Some(known) => known,
+            None => {
+                let highest = self.0.journal.term()?;
+                *seen = Some((now, highest));
+                highest
+            }
+        };
+        Ok(highest > term)
     }
 
     /// Runs `work` while no commit of this process is under way: the moment to stop the process

@@ -183,10 +183,9 @@ pub(crate) fn of_sealed(disk: &dyn Disk, journal: &[u8; 16], number: u64, writab
     Ok(index)
 }
 
-/// The file that a sealed segment's index stands in, and where: its own, or one in the cache.
-/// `None` where it has neither.
+/// The file that a sealed segment's index stands in, and where, if that is its own. One in the cache is
+/// not for being read in parts: it may change at any time, and has to be checked each time.
 pub(crate) fn place_of(
-    disk: &dyn Disk,
     segment: &Segment,
     successor: Option<&SegmentHeader>,
 ) -> Result<Option<(String, u64)>> {
@@ -194,8 +193,7 @@ pub(crate) fn place_of(
     if successor.prev_footer_len > 0 && matches!(read_footer(segment, successor)?, Some(Ok(_))) {
         return Ok(Some((segment::file_name(segment.number()), successor.prev_end)));
     }
-    let kept = stored(disk, segment, Some(successor))?.is_some();
-    Ok(kept.then(|| (sidecar_name(segment.number()), 0)))
+    Ok(None)
 }
 
 fn sidecar_name(number: u64) -> String {

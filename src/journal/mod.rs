@@ -339,6 +339,11 @@ impl Journal {
         self.locked(|core| Ok(core.view()?.open_streams().keys().copied().collect()))
     }
 
+    /// The highest term that an append was made in, by any process.
+    pub(crate) fn term(&self) -> Result<u64> {
+        self.locked(|core| Ok(core.view()?.index.term))
+    }
+
     /// The stream of this name.
     pub(crate) fn find_name(&self, name: &[u8]) -> Result<Option<StreamId>> {
         self.locked(|core| core.view()?.find_name(name))

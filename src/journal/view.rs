@@ -131,7 +131,7 @@ impl View {
             let _ = index::store(&*self.disk, &old_segment, &old);
         }
         if let Some(keys) = self.keys.as_mut().filter(|_| !old.keys.is_empty()) {
-            let place = index::place_of(&*self.disk, &old_segment, Some(&self.segment.header));
+            let place = index::place_of(&old_segment, Some(&self.segment.header));
             keys.add(number, &old, place.unwrap_or_default());
         }
         self.keep(number, Arc::new(old));
@@ -382,7 +382,7 @@ impl View {
             }
             let successor = self.open(number + 1, Open::Read).ok().map(|s| s.header);
             let place = match self.open(number, Open::Read) {
-                Ok(segment) => index::place_of(&*self.disk, &segment, successor.as_ref())?,
+                Ok(segment) => index::place_of(&segment, successor.as_ref())?,
                 Err(_) => None,
             };
             keys.add(number, &index, place);

@@ -88,13 +88,14 @@ impl NextAttempt {
             return Err(Error::misuse(message).hint("Go on under another step, or set the number yourself."));
         };
         let mut found = Found::default();
-        let damage = log.stream(run.stream, Seq(1), &mut |record| {
+        let mut damage = log.stream(run.stream, Seq(1), &mut |record| {
             found.take(record);
             Ok(true)
         })?;
         found.note_what_is_cut_short();
-        let Found { diff, last, base, notes, .. } = found;
-        let checkpoint = diff.as_ref().map(|diff| diff.number).or(last);
+        let checkpoint = found.diff.as_ref().map(|diff| diff.number).or(found.last);
+        found.look_further_back(log, &old, &mut damage)?;
+        let Found { diff, base, notes, .. } = found;
         let request = RunRequest {
             name: RunName { task: old.name.task.clone(), run: id },
             step: old.step,
@@ -116,7 +117,9 @@ impl NextAttempt {
         Ok(Self { request, damage, notes, base, diff })
     }
 
-    /// The git diff that is restored; `None` where the run left none that is whole.
+    /// The git diff that is restored: the last of the run that is whole, else that of the run it went on
+    /// from, and so on, where it is against the same commit; a note says so. A process's diff is taken when
+    /// it has ended, so one whose recorder was killed has none of its own.
     pub fn git_diff(&self) -> Option<&Checkpoint> {
         self.diff.as_ref()
     }
@@ -171,6 +174,9 @@ fn request_of(log: &mut Log, run: &RunInfo) -> Result<RunPrepared> {
     ))
 }
 
+/// How many runs back a git diff is looked for.
+const MAX_PARENTS: usize = 64;
+
 /// What a run left for the next one, as far as it was read.
 #[derive(Default)]
 struct Found {
@@ -209,6 +215,47 @@ impl Found {
             }
             _ => {}
         }
+    }
+
+    /// A run that died before it left a git diff went on from one that may have left one: the last that
+    /// is known of the work is there.
+    fn look_further_back(
+        &mut self,
+        log: &mut Log,
+        old: &RunPrepared,
+        damage: &mut Vec<Damage>,
+    ) -> Result<()> {
+        let mut parent = old.parent.clone();
+        for _ in 0..MAX_PARENTS {
+            let Some(ParentRun { name, .. }) = parent.filter(|_| self.diff.is_none()) else { break };
+            let Some(stream) = log.find(&name.to_string())? else { break };
+            let mut found = Self::default();
+            let mut request = None;
+            damage.extend(log.stream(stream, Seq(1), &mut |record| {
+                if let Body::Run(run) = &record.body {
+                    request = Some(run.clone());
+                }
+                found.take(record);
+                Ok(true)
+            })?);
+            let fits = self.base.is_none() || self.base == found.base;
+            if let Some(diff) = found.diff.filter(|_| fits) {
+                self.notes.push(format!(
+                    "Run {} left no git diff. That of checkpoint {} of {name} is taken, which it went on from.",
+                    old.name, diff.number
+                ));
+                (self.diff, self.base) = (Some(diff), found.base);
+            }
+            parent = request.and_then(|request| request.parent);
+        }
+        if let (None, Some(tree), true) = (&self.diff, &old.working_tree, self.notes.is_empty()) {
+            let tree = String::from_utf8_lossy(tree);
+            self.notes.push(format!(
+                "Run {} left no git diff: what it changed is in {tree}, if anywhere.",
+                old.name
+            ));
+        }
+        Ok(())
     }
 
     fn note_what_is_cut_short(&mut self) {

@@ -51,7 +51,8 @@ pub struct RunRequest {
     /// The conductor.
     pub controller: Option<String>,
     /// The conductor's term: nothing of the run is written once a higher one was seen, by whatever
-    /// process, and its worker is stopped.
+    /// process, and its worker is stopped, within about a second if it says nothing. The run is ended as
+    /// interrupted once the engine is closed, by whoever opens the journal next.
     pub term: Option<u64>,
     /// What to find the run by.
     pub labels: Vec<(String, String)>,

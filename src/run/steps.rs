@@ -101,7 +101,7 @@ impl Steps {
     ) -> Result<RunResult> {
         let place = self.place().await?;
         let engine = self.engine.clone();
-        let timeout = request.timeout_ms.map(Duration::from_millis);
+        let (timeout, term) = (request.timeout_ms.map(Duration::from_millis), request.term);
         let shared = Shared::default();
         let unfinished = Unfinished { step: Some(shared.clone()), cancel: cancel.clone(), _place: place };
         let begins = shared.clone();
@@ -110,7 +110,8 @@ impl Steps {
         let step = AsyncStep { step: shared, artifacts };
         let executor = Arc::clone(executor);
         let work = AbortOnDrop(tokio::spawn(async move { executor.execute(step).await }));
-        let came = came_of(work, timeout, cancel).await;
+        let over = is_over(self.engine.clone(), term);
+        let came = came_of(work, timeout, cancel, over).await;
         blocking(move || unfinished.finish(came)).await
     }
 }
@@ -119,6 +120,7 @@ async fn came_of(
     mut work: AbortOnDrop<std::result::Result<Answer, ExecutorError>>,
     timeout: Option<Duration>,
     cancel: &Cancel,
+    over: impl Future<Output = ()>,
 ) -> Came {
     let late = async {
         match timeout {
@@ -138,6 +140,20 @@ async fn came_of(
         },
         () = cancel.cancelled() => Came::Cancelled,
         () = late => Came::TimedOut,
+        // Recording it as cancelled will be refused: that is the answer.
+        () = over => Came::Cancelled,
+    }
+}
+
+/// Ready once another conductor has taken over.
+async fn is_over(engine: Engine, term: Option<u64>) {
+    let Some(term) = term else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let engine = engine.clone();
+        if let Ok(Ok(true)) = tokio::task::spawn_blocking(move || engine.is_over(term)).await {
+            return;
+        }
     }
 }
 

@@ -128,6 +128,8 @@ pub(super) struct Batch {
 #[derive(Debug, Default)]
 struct Tally {
     began: AtomicBool,
+    /// It was to be run in a term that is over.
+    over: AtomicBool,
     successful: AtomicUsize,
     failed: AtomicUsize,
 }
@@ -148,7 +150,18 @@ pub struct Work {
 impl Work {
     /// Runs it in somebody's name. Dropping the future stops the runner it has come to, at its next
     /// await; the tick is not over before that.
+    ///
+    /// Where the identity's term is over, nothing is run, and the tick is one that was skipped as this
+    /// conductor does not lead.
     pub async fn run(self, identity: Identity) {
+        if let Some(term) = identity.term {
+            let engine = self.jobs.engine.clone();
+            let over = tokio::task::spawn_blocking(move || engine.is_over(term)).await;
+            if matches!(over, Ok(Ok(true))) {
+                self.tally.over.store(true, Ordering::SeqCst);
+                return;
+            }
+        }
         self.tally.began.store(true, Ordering::SeqCst);
         for runner in &self.runners {
             self.call(runner, &identity).await;
@@ -400,6 +413,10 @@ async fn fly(
         jobs.queue.push(Entry { role: Role::End(batch.counter), ..Entry::plain(record) });
     };
     let asked = || json(&Asked { runner_count: runners.len(), trigger: trigger.word().to_owned() });
+    let answer = match answer {
+        Ok(Answer::Scheduled) if tally.over.load(Ordering::SeqCst) => Ok(Answer::SkippedNotLeader),
+        other => other,
+    };
     let decision = match answer {
         Err(error) => {
             put("tick_failed", "failed", error.filter(|text| !text.is_empty()), asked());

@@ -293,7 +293,8 @@ fn a_run_that_was_killed_before_any_diff_is_gone_on_with_in_whatever_directory_i
     place.ends(0, &["recover"]);
     let before = all_of(&place, "r1");
     let mut next = next_of(&place, "r1", "r2").unwrap();
-    assert!(next.git_diff().is_none() && next.damage.is_empty() && next.notes.is_empty());
+    assert!(next.git_diff().is_none() && next.damage.is_empty());
+    assert!(next.notes[0].contains("r1 left no git diff: what it changed is in "), "{:?}", next.notes);
     assert_eq!(next.request.parent, Some(parent("r1", Some(2))), "the tail of the logs is the last one");
     assert_eq!(next.request.command, [&b"sh"[..], b"-c", b"echo on >ready; exec sleep 1000"]);
     let was = next.request.working_tree.clone();
@@ -305,6 +306,33 @@ fn a_run_that_was_killed_before_any_diff_is_gone_on_with_in_whatever_directory_i
     assert_eq!(next.restore_into(&dir).unwrap(), None);
     assert_eq!(next.request.working_tree.as_deref(), Some(dir.as_os_str().as_bytes()));
     assert!(all_of(&place, "r1") == before);
+}
+
+/// Two deaths in a row must not lose what the first attempt left.
+#[test]
+fn where_a_run_left_no_diff_that_of_the_run_it_went_on_from_is_taken() {
+    let place = Place::new();
+    let engine = open(&place);
+    let mut run = Recorder::prepare(&engine, request("r1")).unwrap();
+    let number = take_diff(&mut run, "the work of r1");
+    run.finish(failed()).unwrap();
+    drop(run);
+    engine.close().unwrap();
+    for attempt in 2..=4 {
+        let engine = open(&place);
+        let next = next_of(&place, &format!("t/r{}", attempt - 1), &format!("r{attempt}")).unwrap();
+        assert_eq!(next.git_diff().unwrap().content, b"the work of r1");
+        assert_eq!(next.git_diff().unwrap().number, number);
+        if attempt > 2 {
+            let told = format!("That of checkpoint {number} of t/r1 is taken");
+            assert!(next.notes[0].contains(&told), "{:?}", next.notes);
+        }
+        assert_eq!(next.request.parent.as_ref().unwrap().name, name(&format!("r{}", attempt - 1)));
+        // It dies before it leaves anything.
+        drop(Recorder::prepare(&engine, next.request).unwrap());
+        engine.close().unwrap();
+        drop(open(&place));
+    }
 }
 
 // --- What follows from the run before ---

@@ -6,7 +6,10 @@
 use runwal::engine::{Conditions, Engine, Entry, Log, NewRecord, Options};
 use runwal::position::{Position, Seq, StreamId, Time};
 use runwal::record::{Body, Channel, Id, Lifecycle, Record};
-use runwal::run::{End, Outcome, Recorder, RunRequest};
+use runwal::run::{
+    Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Discard, End, ExecutorError, Outcome,
+    ProcessOptions, Recorder, RunRequest, Steps, record_process,
+};
 use runwal::{Conflict, ErrorKind, JournalOptions, Receipt};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -252,6 +255,58 @@ fn a_run_of_a_conductor_that_was_taken_over_from_writes_nothing_more() {
     assert_eq!(interrupted, ["t/stale"]);
     let all = records(dir.path());
     assert!(!all.iter().any(|r| matches!(&r.body, Body::Chunk(_, bytes) if bytes == b"late\n")));
+}
+
+/// Also one that has nothing to say, and so would never find out by being refused.
+#[test]
+fn a_silent_worker_of_a_conductor_that_was_taken_over_from_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (open(dir.path()), open(dir.path()));
+    let mut asked = RunRequest { term: Some(1), ..RunRequest::new(id("t"), id("silent"), id("s")) };
+    asked.command = ["sh", "-c", "exec sleep 100000"].map(|word| word.as_bytes().to_vec()).to_vec();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let cancel = Cancel::new().unwrap();
+            record_process(&old, asked, &ProcessOptions::default(), &mut Discard, &cancel)
+        });
+        let mut log = Log::open(dir.path().join("data")).unwrap();
+        crate::cli::wait_until("the worker's start", || {
+            log.refresh().unwrap();
+            let run = log.resolve("t/silent").ok();
+            run.is_some_and(|run| log.fold(run.stream).unwrap().0.worker_is_out())
+        });
+        let stream = run(&new, "new");
+        new.append(stream, Conditions::none().term(2), &line("mine")).unwrap();
+        let error = worker.join().unwrap().unwrap_err();
+        assert_eq!(error.conflict(), Some(Conflict::Term { given: 1, seen: 2 }), "{error}");
+        assert!(error.message().contains("the worker ended with"), "{error}");
+    });
+}
+
+/// An executor that never answers is dropped.
+#[tokio::test]
+async fn a_silent_step_of_a_conductor_that_was_taken_over_from_is_stopped() {
+    struct Silent(tokio::sync::Notify);
+    impl AsyncExecutor for Silent {
+        async fn execute(&self, _: AsyncStep) -> Result<Answer, ExecutorError> {
+            self.0.notify_one();
+            std::future::pending().await
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (open(dir.path()), open(dir.path()));
+    let silent = std::sync::Arc::new(Silent(tokio::sync::Notify::new()));
+    let (steps, cancel) = (Steps::new(&old, 1), Cancel::new().unwrap());
+    let asked = RunRequest { term: Some(1), ..RunRequest::new(id("t"), id("silent"), id("s")) };
+    let checkpoints = Checkpoints { git_diff: false, ..Checkpoints::default() };
+    let step = steps.execute(asked, &silent, &checkpoints, &cancel);
+    let takes_over = async {
+        silent.0.notified().await;
+        let stream = run(&new, "new");
+        new.append(stream, Conditions::none().term(2), &line("mine")).unwrap();
+    };
+    let (result, ()) = tokio::join!(step, takes_over);
+    assert_eq!(result.unwrap_err().conflict(), Some(Conflict::Term { given: 1, seen: 2 }));
 }
 
 /// One append as a conductor saw it: when it asked, when it was answered, by a common count.

@@ -5,7 +5,7 @@ use runwal::JournalOptions;
 use runwal::clock::{Clock, ManualClock, SeededEntropy};
 use runwal::disk::sim::{SimDisk, SimWorld};
 use runwal::engine::{Conditions, Engine, Log, Options, Report, World};
-use runwal::position::{Position, Seq, Time};
+use runwal::position::{Seq, Time};
 use runwal::record::{Body, Record};
 use runwal::timed_jobs::{
     self, Answer, BoxFuture, Config, Context, Identity, Missed, RunnerError, Schedule, TimedJobs,
@@ -482,5 +482,14 @@ async fn work_in_a_term_that_is_over_leaves_no_record() {
     );
     let records = machine.records();
     assert_eq!(stages(&records)[4..], ["took_over -", "tick_started running", "tick_completed scheduled"]);
-    assert!(records.iter().all(|record| record.position > Position(0)));
+    // Once it has been seen that the term is over, the work is not done at all.
+    machine.pass(Duration::from_secs(2)).await;
+    let tick = jobs.tick(Trigger::Manual).await;
+    assert_eq!(tick.decision, timed_jobs::Decision::SkippedNotLeader);
+    jobs.flush().await;
+    let records = machine.records();
+    assert_eq!(
+        stages(&records)[7..],
+        ["tick_started running", "runner_skipped skipped_not_leader", "tick_completed skipped_not_leader"]
+    );
 }

@@ -109,6 +109,7 @@ impl Default for ProcessOptions {
 /// # Errors
 /// Those of preparing, before anything is started or recorded. When the journal fails later, the worker is
 /// stopped or goes on, as the options say; its exit status then stands in the error's message.
+/// [`ErrorKind::Conflict`] where the request's term is over.
 pub fn record_process(
     engine: &Engine,
     request: RunRequest,
@@ -159,6 +160,11 @@ fn not_started(recorder: &mut Recorder, asked: &RunRequest, error: std::io::Erro
 }
 
 fn failed_in_mid_run(error: &Error, status: ExitStatus) -> Error {
+    if let Some(conflict) = error.conflict() {
+        return Error::conflict_of(conflict, format!("{error}; the worker ended with {status}")).hint(
+            "What was acknowledged before is safe. The run is ended as interrupted once this engine is closed.",
+        );
+    }
     Error::new(ErrorKind::Reopen, format!("{error}; the worker ended with {status}"))
         .hint("What was acknowledged before is safe. Opening the journal again ends this run as interrupted.")
 }
@@ -232,6 +238,8 @@ impl Job<'_> {
         let limits = Limits { timeout_ms: self.asked.timeout_ms, grace_ms: self.asked.grace_ms };
         let worker = Worker::of(child, group, clock, cancel);
         let suspend = |stop: &dyn Fn()| self.engine.between_commits(stop);
+        // A worker that says nothing would not find out by being refused.
+        let is_over = || self.asked.term.is_some_and(|term| self.engine.is_over(term).unwrap_or(false));
         let (recorder, mut ended) = std::thread::scope(|scope| -> Result<_> {
             let journal = thread("runwal-journal")
                 .spawn_scoped(scope, || {
@@ -242,7 +250,7 @@ impl Job<'_> {
             let watched = match (&journal, &worker) {
                 (Ok(_), Ok(worker)) => {
                     terminal.give(worker.pid, &|| worker.signal(Signal::CONT));
-                    let guard = || worker.guard(clock, &pipeline, self.options, &limits, &suspend);
+                    let guard = || worker.guard(clock, &pipeline, self.options, &limits, &suspend, &is_over);
                     let mut sinks = Sinks { clock, pipeline: &pipeline, output };
                     let input = || {
                         let thread = terminal.is_pseudo().then(|| thread("runwal-input"));

@@ -158,6 +158,7 @@ impl Worker {
         options: &ProcessOptions,
         limits: &Limits,
         suspend: &dyn Fn(&dyn Fn()),
+        is_over: &dyn Fn() -> bool,
     ) {
         let since = |from: u64| clock.monotonic_ns().saturating_sub(from) / 1_000_000;
         let (mut stopping, mut handed_on) = (None, 0);
@@ -181,7 +182,8 @@ impl Worker {
                 // What is stopped does not hear.
                 self.signal(Signal::CONT);
             }
-            let failed = options.stop_on_failure && pipeline.has_failed();
+            let failed =
+                options.stop_on_failure && (pipeline.has_failed() || (stopping.is_none() && is_over()));
             let late = limits.timeout_ms.is_some_and(|limit| since(self.start_ns) >= limit);
             if stopping.is_none() && (failed || late) {
                 self.timed_out.store(late && !failed, Ordering::SeqCst);
