@@ -162,7 +162,7 @@ fn look(log: &mut Log, ticker: &DeadTicker) -> Result<Left> {
         None => (0, began),
         Some((nth, at)) => (nth, planned(began, interval, nth, at)),
     });
-    Ok(Left { life, unfinished: last.unfinished, settled: false })
+    Ok(Left { life, unfinished: last.in_flight.flatten(), settled: false })
 }
 
 /// The batch ids of the ticks that [`settle`] would end, and what was missed, as far as reading can
@@ -247,8 +247,8 @@ fn read_life(log: &mut Log, stream: StreamId) -> Result<Life> {
 struct Last {
     /// The interval it accounted for, and when.
     accounted: Option<(u64, Time)>,
-    /// The tick that has no end.
-    unfinished: Option<Tick>,
+    /// The tick that has no end, or that there is none; `None` where nothing tells.
+    in_flight: Option<Option<Tick>>,
 }
 
 /// Looks from the end of the records of the timed jobs back, no further than the ticker is old.
@@ -257,27 +257,27 @@ fn last_of(log: &mut Log, ticks: StreamId, ticker: &DeadTicker) -> Result<Last> 
     let mut window = WINDOW;
     loop {
         let from = Seq(end.0.saturating_sub(window).max(1));
-        let (mut last, mut found, mut first) = (Last::default(), false, Position(u64::MAX));
+        let (mut last, mut first) = (Last::default(), Position(u64::MAX));
         // Damage here takes at most the knowledge of a tick; the rest is accounted for.
         log.stream(ticks, from, &mut |record| {
             first = first.min(record.position);
             let own = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
             let own = own.and_then(|key| key.strip_prefix(ticker.name.as_str())?.strip_prefix('/'));
             if let (Some(what), Body::Tick(tick)) = (own, &record.body) {
-                found = true;
                 if let Ok(nth) = what.parse() {
                     last.accounted = Some((nth, record.created_at));
                 }
+                // One that is skipped as another is in flight does not tell when that began.
                 if tick.stage == "tick_started" {
-                    last.unfinished = Some(tick.clone());
-                } else if what.starts_with('e') {
-                    last.unfinished = None;
+                    last.in_flight = Some(Some(tick.clone()));
+                } else if what.starts_with('e') || tick.stage == "tick_skipped_no_runners" {
+                    last.in_flight = Some(None);
                 }
             }
             Ok(true)
         })?;
         let is_all = from == Seq(1) || first.0 < ticker.stream.0;
-        if is_all || (found && last.accounted.is_some()) {
+        if is_all || (last.accounted.is_some() && last.in_flight.is_some()) {
             return Ok(last);
         }
         window = window.saturating_mul(WINDOW_GROWTH);

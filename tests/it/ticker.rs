@@ -226,6 +226,28 @@ async fn a_tick_found_without_an_end_is_interrupted_once_and_what_was_missed_is_
     jobs.stop().await.unwrap();
 }
 
+/// However many were skipped as it was in flight.
+#[tokio::test(start_paused = true)]
+async fn a_tick_that_hung_for_long_is_interrupted_too() {
+    let machine = Machine::new();
+    let process = machine.process();
+    let jobs = TimedJobs::new(&process.engine, options(HOUR)).unwrap();
+    let hangs =
+        |_: Context| async { std::future::pending::<Result<timed_jobs::Report, RunnerError>>().await };
+    jobs.register("hangs", "", hangs).unwrap();
+    jobs.start().await.unwrap();
+    for _ in 0..600 {
+        machine.pass(HOUR).await;
+    }
+    jobs.flush().await;
+    let recorded = stages(&machine.records());
+    assert_eq!((recorded.len(), &*recorded[1]), (602, "tick_started running"));
+    process.die(jobs);
+    let process = machine.process();
+    assert_eq!(process.report.interrupted_ticks.len(), 1);
+    assert_eq!(stages(&machine.records())[602..], ["tick_failed interrupted"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn intervals_that_are_due_at_once_make_one_tick_and_are_all_accounted_for() {
     let machine = Machine::new();
