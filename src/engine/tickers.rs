@@ -73,6 +73,12 @@ struct InterruptedData {
     planned_ns: i64,
 }
 
+/// What there is in the details of intervals that were due together with a later one.
+#[derive(Debug, Deserialize)]
+struct CoalescedData {
+    count: u64,
+}
+
 fn event(what: &str, level: Level, message: &str, data: JsonText) -> NewRecord {
     Body::Lifecycle(Lifecycle { event: what.to_owned(), level, message: message.to_owned(), data }).into()
 }
@@ -160,7 +166,11 @@ fn look(log: &mut Log, ticker: &DeadTicker) -> Result<Left> {
     };
     life.settled = life.began.map(|(began, interval)| match last.accounted {
         None => (0, began),
-        Some((nth, at)) => (nth, planned(began, interval, nth, at)),
+        Some(Accounted { nth, at, next_is_due }) => {
+            // Its planned moment is as far back as that of one that was ticked in time.
+            let back = if next_is_due { i64::try_from(interval).unwrap_or(i64::MAX) } else { 0 };
+            (nth, planned(began, interval, nth, Time(at.0.saturating_sub(back))))
+        }
     });
     Ok(Left { life, unfinished: last.in_flight.flatten(), settled: false })
 }
@@ -245,10 +255,29 @@ fn read_life(log: &mut Log, stream: StreamId) -> Result<Life> {
 /// The last that a ticker recorded.
 #[derive(Debug, Default)]
 struct Last {
-    /// The interval it accounted for, and when.
-    accounted: Option<(u64, Time)>,
+    accounted: Option<Accounted>,
     /// The tick that has no end, or that there is none; `None` where nothing tells.
     in_flight: Option<Option<Tick>>,
+}
+
+/// The interval that a ticker accounted for last.
+#[derive(Debug)]
+struct Accounted {
+    nth: u64,
+    /// When that was.
+    at: Time,
+    /// Whether the one behind it was due by then, too: that has a record of its own, or none.
+    next_is_due: bool,
+}
+
+impl Accounted {
+    fn of(tick: &Tick, first: u64, at: Time) -> Self {
+        if tick.stage != "tick_missed" {
+            return Self { nth: first, at, next_is_due: false };
+        }
+        let count = serde_json::from_str(tick.details.as_str()).map_or(1, |CoalescedData { count }| count);
+        Self { nth: first.saturating_add(count.saturating_sub(1)), at, next_is_due: true }
+    }
 }
 
 /// Looks from the end of the records of the timed jobs back, no further than the ticker is old.
@@ -265,7 +294,7 @@ fn last_of(log: &mut Log, ticks: StreamId, ticker: &DeadTicker) -> Result<Last> 
             let own = own.and_then(|key| key.strip_prefix(ticker.name.as_str())?.strip_prefix('/'));
             if let (Some(what), Body::Tick(tick)) = (own, &record.body) {
                 if let Ok(nth) = what.parse() {
-                    last.accounted = Some((nth, record.created_at));
+                    last.accounted = Some(Accounted::of(tick, nth, record.created_at));
                 }
                 // One that is skipped as another is in flight does not tell when that began.
                 if tick.stage == "tick_started" {

@@ -4,9 +4,9 @@
 use runwal::JournalOptions;
 use runwal::clock::{Clock, ManualClock, SeededEntropy};
 use runwal::disk::sim::{SimDisk, SimWorld};
-use runwal::engine::{Conditions, Engine, Log, Options, Report, World};
+use runwal::engine::{Conditions, Engine, Log, NewRecord, Options, Report, World};
 use runwal::position::{Seq, Time};
-use runwal::record::{Body, Record};
+use runwal::record::{Body, JsonText, Record, Tick};
 use runwal::timed_jobs::{
     self, Answer, BoxFuture, Config, Context, Identity, Missed, RunnerError, Schedule, TimedJobs,
     TimedJobsOptions, Trigger, Work,
@@ -266,6 +266,47 @@ async fn intervals_that_are_due_at_once_make_one_tick_and_are_all_accounted_for(
     assert_eq!(accounted(&records), 5);
     let started = stages(&records).iter().filter(|stage| *stage == "tick_started running").count();
     assert_eq!(started, 2);
+}
+
+/// Several were due at once, and the process died between the word of those before the last and the
+/// last one's tick.
+#[tokio::test(start_paused = true)]
+async fn the_last_of_several_that_were_due_at_once_is_missed_where_its_tick_is_not_recorded() {
+    let machine = Machine::new();
+    let process = machine.process();
+    let jobs = jobs(&process, HOUR);
+    jobs.start().await.unwrap();
+    machine.pass(HOUR).await;
+    jobs.flush().await;
+    let records = machine.records();
+    let key = records.iter().find_map(|record| record.key.clone()).unwrap();
+    let key = String::from_utf8(key).unwrap().replace("/1", "/2");
+    machine.clock.0.advance(HOUR * 9 / 2); // 2 to 5 are due
+    let coalesced =
+        timed_jobs_record("tick_missed", r#"{"planned_time":"2026-04-01T02:00:00.000Z","count":3}"#);
+    let coalesced = NewRecord { created_at: Some(machine.clock.now()), ..coalesced.into() };
+    process.engine.append(records[0].stream, Conditions::none().key(key), &[coalesced]).unwrap();
+    process.die(jobs);
+    machine.pass(HOUR).await;
+    let process = machine.process();
+    let missed = &process.report.missed_ticks[0];
+    assert_eq!((missed.planned.to_millis_string().as_str(), missed.count), ("2026-04-01T05:00:00.000Z", 2));
+    let jobs = self::jobs(&process, HOUR);
+    jobs.start().await.unwrap();
+    jobs.stop().await.unwrap();
+    assert_eq!(accounted(&machine.records()), 6);
+}
+
+fn timed_jobs_record(stage: &str, details: &str) -> Body {
+    Body::Tick(Tick {
+        batch_id: "timed-jobs-0-0".to_owned(),
+        runner: "timed-jobs.framework".to_owned(),
+        stage: stage.to_owned(),
+        result: Some("coalesced".to_owned()),
+        error: None,
+        duration_ms: None,
+        details: JsonText::parse(details).unwrap(),
+    })
 }
 
 /// The wall clock plans nothing while a process lives; only across its death there is no other.
