@@ -16,8 +16,9 @@
 //! ```
 //!
 //! It ends with 0 when every step of every task has completed, with 1 when a step has used up its
-//! attempts, and with 130 when it was asked to stop. A second one on the same data directory waits
-//! until the first is gone, and takes over.
+//! attempts, with 130 when it was asked to stop, and with 2 when it cannot go on: what it is told to
+//! do makes no sense, or what it does cannot be recorded. A second one on the same data directory
+//! waits until the first is gone, and takes over.
 
 #![expect(clippy::disallowed_methods, reason = "reads its own files; the crate itself has one door to them")]
 
@@ -71,6 +72,36 @@ fn three() -> u32 {
     3
 }
 
+impl Plan {
+    fn read(path: &Path) -> Result<Self, Error> {
+        let reading = || format!("reading {}", path.display());
+        let text = std::fs::read(path).map_err(|e| Error::io(reading(), e))?;
+        let plan: Self =
+            serde_json::from_slice(&text).map_err(|e| Error::io(reading(), std::io::Error::other(e)))?;
+        // What no attempt could be made of is said now, and not by each attempt.
+        for task in &plan.tasks {
+            Id::new(task.id.as_str())?;
+            for step in &task.steps {
+                Id::new(step.id.as_str())?;
+                Step::run(&step.id, u32::MAX)?;
+                if step.command.is_empty() {
+                    let message = format!("step {} of task {} has no command", step.id, task.id);
+                    return Err(Error::io(reading(), std::io::Error::other(message)));
+                }
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl Step {
+    /// The names of runs follow from what they are for. So a run that another conductor has begun cannot
+    /// be begun again: its name is taken.
+    fn run(step: &str, attempt: u32) -> Result<Id, Error> {
+        Id::new(format!("{step}-{attempt}"))
+    }
+}
+
 // ---- Who may do it. ----------------------------------------------------------------------------
 
 /// The lease: a lock on a file, which goes with its holder, however that dies. It says who leads; that
@@ -108,6 +139,8 @@ struct Known {
     last: BTreeMap<(String, String), Last>,
     /// The tasks of which a step is under way.
     busy: BTreeSet<String>,
+    /// Whether an attempt could not be recorded.
+    failed: bool,
 }
 
 #[derive(Clone)]
@@ -173,7 +206,7 @@ impl Conductor {
         for task in &self.plan.tasks {
             let todo = {
                 let mut known = lock(&self.known);
-                if known.busy.contains(&task.id) {
+                if known.failed || known.busy.contains(&task.id) {
                     continue;
                 }
                 let todo = Self::todo(&known, task);
@@ -186,13 +219,20 @@ impl Conductor {
             begun += 1;
             let (conductor, task) = (Arc::clone(self), task.id.clone());
             tokio::spawn(async move {
-                if let Err(error) = conductor.run(&task, todo).await {
+                let done = conductor.run(&task, todo).await;
+                if let Err(error) = &done {
                     eprintln!("conductor: task {task}: {error}");
                     if let Some(advice) = error.advice() {
                         eprintln!("conductor: {advice}");
                     }
                 }
-                lock(&conductor.known).busy.remove(&task);
+                {
+                    let mut known = lock(&conductor.known);
+                    known.busy.remove(&task);
+                    // A worker that fails is recorded. This is worse: the disk fails, or another leads.
+                    // The next attempt would fare no better.
+                    known.failed |= done.is_err();
+                }
                 // The next step of the task, if this one went well; a retry is the timer's.
                 if conductor.cancel.signal() == 0 {
                     conductor.advance(false);
@@ -207,7 +247,7 @@ impl Conductor {
     async fn run(&self, task: &str, todo: Todo) -> Result<(), Error> {
         let (step, mut request) = match todo {
             Todo::First(step) => {
-                let run = Id::new(format!("{}-1", step.id))?;
+                let run = Step::run(&step.id, 1)?;
                 let request = RunRequest::new(Id::new(task)?, run, Id::new(step.id.as_str())?);
                 (step, request)
             }
@@ -215,7 +255,7 @@ impl Conductor {
             // conductor whose workers change a git checkout would restore it now:
             // `next.restore_into(fresh_worktree)`.
             Todo::Again(step, last) => {
-                let run = Id::new(format!("{}-{}", step.id, last.attempt + 1))?;
+                let run = Step::run(&step.id, last.attempt.saturating_add(1))?;
                 let engine = self.engine.clone();
                 // Reading may wait for the disk, which is nothing for a thread of the runtime.
                 let next =
@@ -225,12 +265,10 @@ impl Conductor {
             }
             Todo::Nothing | Todo::Hopeless => return Ok(()),
         };
-        // The names of runs follow from what they are for. So a run that another conductor has begun
-        // cannot be begun again: its name is taken.
         let key = (task.to_owned(), step.id.clone());
         let attempt = request.attempt;
         request.command = step.command.iter().map(|word| word.clone().into_bytes()).collect();
-        request.timeout_ms = step.timeout_sec.map(|seconds| seconds * 1000);
+        request.timeout_ms = step.timeout_sec.map(|seconds| seconds.saturating_mul(1000));
         // Every record of the run bears the term. Once a higher one was seen, nothing more of this run
         // is written, and its worker is stopped.
         request.term = Some(self.term);
@@ -325,9 +363,7 @@ async fn conduct() -> Result<ExitCode, Error> {
         eprintln!("usage: conductor DATA TASKS.json");
         return Ok(ExitCode::from(2));
     };
-    let text = std::fs::read(&tasks).map_err(|e| Error::io(format!("reading {}", tasks.display()), e))?;
-    let plan: Plan = serde_json::from_slice(&text)
-        .map_err(|e| Error::io(format!("reading {}", tasks.display()), std::io::Error::other(e)))?;
+    let plan = Plan::read(Path::new(&tasks))?;
 
     // 1. Lead, or wait to. The lease stands beside the data directory: what is in that is the engine's.
     let mut lease = data.clone();
@@ -353,11 +389,12 @@ async fn conduct() -> Result<ExitCode, Error> {
     // 3. A term above every one that was seen. The first record that bears it shuts out whoever still
     //    writes in the name of a lower one, wherever that process is.
     let mut log = engine.log()?;
-    let term = log.term().checked_add(1);
-    let term = term.ok_or_else(|| Error::io("taking a term", std::io::Error::other("they are used up")))?;
+    let Some(term) = log.term().checked_add(1) else {
+        return Err(Error::io("leading", std::io::Error::other("the terms of this journal are used up")));
+    };
 
     // 4. What was done so far, from the journal alone.
-    let known = Known { last: Conductor::read_runs(&mut log)?, busy: BTreeSet::new() };
+    let known = Known { last: Conductor::read_runs(&mut log)?, ..Known::default() };
     drop(log);
     let conductor = Arc::new(Conductor {
         steps: Steps::new(&engine, WORKERS),
@@ -387,15 +424,16 @@ async fn conduct() -> Result<ExitCode, Error> {
     let code = loop {
         // Listen first, then look: what changes in between is heard.
         let changed = conductor.changed.notified();
+        // A failed write poisons the engine. What was acknowledged is safe; only opening anew goes on.
+        if lock(&conductor.known).failed || engine.is_poisoned() {
+            break ExitCode::from(2);
+        }
         if let Some(well) = conductor.is_over() {
             break ExitCode::from(u8::from(!well));
         }
         tokio::select! {
             () = changed => {}
-            // A failed write poisons the engine. What was acknowledged is safe; only opening anew goes on.
-            () = tokio::time::sleep(TICK) => if engine.is_poisoned() {
-                return Err(Error::io("recording", std::io::Error::other("a write failed; start again")));
-            },
+            () = tokio::time::sleep(TICK) => {}
             _ = terminate.recv() => break ExitCode::from(130),
             _ = interrupt.recv() => break ExitCode::from(130),
         }
@@ -404,7 +442,7 @@ async fn conduct() -> Result<ExitCode, Error> {
     // 7. Stop in order: no tick begins any more, workers are asked to end and are recorded as cancelled,
     //    and everything is durable and in the files when `close` returns. Killed here, or anywhere
     //    else, the next one goes on from step 1.
-    jobs.stop().await?;
+    let stopped = jobs.stop().await;
     conductor.cancel.cancel(15);
     loop {
         let changed = conductor.changed.notified();
@@ -413,6 +451,7 @@ async fn conduct() -> Result<ExitCode, Error> {
         }
         changed.await;
     }
-    engine.close()?;
+    let closed = engine.close();
+    stopped.and(closed)?;
     Ok(code)
 }

@@ -5,7 +5,8 @@
 use crate::cli::Dice;
 use runwal::engine::{Entry, Log};
 use runwal::position::{Position, Seq};
-use runwal::record::{Body, Status, event, terminal};
+use runwal::record::{Body, Id, Status, event, terminal};
+use runwal::run::{Recorder, RunRequest};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -145,6 +146,58 @@ fn the_example_killed_a_hundred_times_finishes_its_tasks_and_completes_no_step_t
     }
     println!("{killed} killed, {killed_leaders} of them leading; {round} plans, {finished} of them finished");
     judge(&dir.path().join("data"), round, killed_leaders, &said.lock().unwrap());
+}
+
+/// How a conductor ends that has until then to do so, and what it says. Nobody listens meanwhile: one
+/// that never stops talking does not fill the disk.
+fn ends(example: &Path, dir: &Path, plan: &serde_json::Value) -> (Option<i32>, String) {
+    fs::write(dir.join("tasks.json"), plan.to_string()).unwrap();
+    let mut child = Command::new(example)
+        .args(["data", "tasks.json"])
+        .current_dir(dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn an_attempt_that_cannot_be_recorded_ends_the_example_and_is_not_made_again_and_again() {
+    let example = example();
+    let dir = tempfile::tempdir().unwrap();
+    let plan = |task: &str, step: &str, command: &[&str]| {
+        let step = serde_json::json!({"id": step, "command": command});
+        serde_json::json!({"tasks": [{"id": task, "steps": [step]}]})
+    };
+    // Said before anything is begun.
+    for plan in [plan("../T", "a", &["true"]), plan("T", "a/b", &["true"]), plan("T", "a", &[])] {
+        let (code, said) = ends(&example, dir.path(), &plan);
+        assert_eq!((code, said.lines().count() <= 2), (Some(2), true), "{said}");
+        assert!(!dir.path().join("data").exists());
+    }
+    // Another conductor that leads without a lease has begun it.
+    let data = dir.path().join("data");
+    let (engine, _) = runwal::Engine::open(&data, runwal::Options::default()).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    let other = RunRequest::new(id("T"), id("a-1"), id("other"));
+    let run = Recorder::prepare(&engine, other).unwrap();
+    let (code, said) = ends(&example, dir.path(), &plan("T", "a", &["true"]));
+    assert_eq!(code, Some(2), "{said}");
+    assert_eq!(said.matches("T/a-1 exists already").count(), 1, "{said}");
+    drop(run);
+    // A term above which there is none.
+    let last = RunRequest { term: Some(u64::MAX), ..RunRequest::new(id("T"), id("r"), id("other")) };
+    drop(Recorder::prepare(&engine, last).unwrap());
+    engine.close().unwrap();
+    let (code, said) = ends(&example, dir.path(), &plan("T", "b", &["true"]));
+    assert_eq!((code, said.contains("used up")), (Some(2), true), "{said}");
 }
 
 fn judge(data: &Path, rounds: usize, killed_leaders: usize, said: &[String]) {
