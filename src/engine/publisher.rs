@@ -160,7 +160,7 @@ fn work(world: &World, shared: &Shared) {
         for stream in finished {
             runs.remove(&stream);
         }
-        if let Err(error) = &result {
+        for error in [&result, &with_ticks].into_iter().filter_map(|done| done.as_ref().err()) {
             observe::unpublished(error);
         }
         let mut state = shared.hold();

@@ -11,7 +11,7 @@ use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
 use runwal::engine::{Engine, Log, NewRecord, Options, World};
 use runwal::error::{Conflict, Error, Result};
 use runwal::position::{Seq, Time};
-use runwal::record::{Body, Channel, Id, Level, Lifecycle};
+use runwal::record::{Body, Channel, Id, JsonText, Level, Lifecycle, Tick};
 use runwal::run::{
     Answer, Cancel, Checkpoints, End, Executor, ExecutorError, Outcome, Recorder, RunRequest, Step, run_step,
 };
@@ -132,7 +132,7 @@ impl metrics::Recorder for Numbers {
     }
 }
 
-/// A disk on which a sync takes 3 ms, a write a second, and runs have no files.
+/// A disk on which a sync takes 3 ms, a write a second, and neither runs nor timed jobs have files.
 #[derive(Debug)]
 struct Slow<T>(T, Arc<ManualClock>);
 
@@ -148,7 +148,7 @@ impl Disk for Slow<Arc<dyn Disk>> {
         Ok(Arc::new(Slow(self.0.open(name, how)?, Arc::clone(&self.1))))
     }
     fn create_dir(&self, name: &str) -> Result<bool> {
-        if name.starts_with("runs") {
+        if name.starts_with("runs") || name.starts_with("timed-jobs") {
             return Err(Error::io(format!("making {name}"), std::io::ErrorKind::QuotaExceeded.into()));
         }
         self.0.create_dir(name)
@@ -402,6 +402,16 @@ fn a_file_that_cannot_be_published_is_told() {
     let same = |told: &&Told| why.to_string().contains(told.fields["error"].as_str().unwrap());
     assert_eq!(told.iter().filter(same).count(), 1, "{why}: {told:?}");
     assert!(told.iter().all(|told| told.level == tracing::Level::WARN));
+    // Nor can the daily files of the timed jobs.
+    let details = JsonText::empty();
+    let (result, error) = (None, None);
+    let (batch_id, runner, stage) = ("b".to_owned(), "r".to_owned(), "s".to_owned());
+    let tick = Tick { batch_id, runner, stage, result, error, duration_ms: None, details };
+    engine.append_tick(tick, None).unwrap();
+    engine.close().unwrap_err();
+    let told = seen.of("a file could not be published; the journal has every record");
+    let of_ticks = |told: &&Told| told.fields["error"].as_str().unwrap().contains("timed-jobs");
+    assert_eq!(told.iter().filter(of_ticks).count(), 1, "{told:?}");
 }
 
 // Traces.
