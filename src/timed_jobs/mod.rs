@@ -80,7 +80,9 @@ use tokio::task::JoinHandle;
 /// # After a crash
 /// A tick that was in flight is ended as `interrupted` by whoever opens the journal next; intervals
 /// that nobody ticked in are recorded by the next start. Dropping the last clone without
-/// [`stop`](Self::stop) counts as a crash, but that everything recorded so far is still written.
+/// [`stop`](Self::stop) counts as a crash, but that everything recorded so far is still written, unless
+/// the engine is closed meanwhile: [`stop`](Self::stop) or [`flush`](Self::flush) before
+/// [`Engine::close`].
 #[derive(Debug, Clone)]
 pub struct TimedJobs(Arc<Inner>);
 
@@ -255,6 +257,9 @@ impl TimedJobs {
     /// Stops it: no tick begins by itself any more, the one in flight ends, `stopped` is recorded, and
     /// all records are durable on return. Where nothing was started and nothing is in flight, nothing
     /// is written. Stops at once share one.
+    ///
+    /// A runner, or a hook, that waits for it waits for itself, and nobody's stop comes to an end: let a
+    /// task of its own do that.
     ///
     /// # Errors
     /// Why `stopped` could not be written; and, where no [`TimedJobsOptions::on_write_error`] is set,
