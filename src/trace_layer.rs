@@ -3,8 +3,9 @@
 //!
 //! A span with the field `runwal.run = "task/run"` stands for a run; whatever happens in it, in
 //! child spans and in whatever thread, belongs to that run as long as its recorder is there.
-//! [`span_of`] makes such a span that says nothing else; an executor finds the name in its request,
-//! `info_span!("tests", runwal.run = %step.request().name)`.
+//! [`span_of`] makes such a span that says nothing else; with fields of your own it is
+//! `info_span!("tests", runwal.run = %name)`, and for a future `.instrument(span)`. An executor finds the
+//! name in the request of its step.
 //!
 //! ```
 //! use runwal::record::{Body, Id};

@@ -461,15 +461,17 @@ impl Engine {
         let now = self.0.world.clock.monotonic_ns();
         let mut seen = self.0.seen_term.lock().unwrap_or_else(PoisonError::into_inner);
         let known = seen.filter(|(at, _)| now.saturating_sub(*at) < TERM_AGE_NS).map(|(_, term)| term);
-        let highest = match known {
-            Some(known) => known,
-            None => {
-                let highest = self.0.journal.term()?;
-                *seen = Some((now, highest));
-                highest
-            }
-        };
+        let highest = known.map_or_else(|| self.0.journal.term(), Ok)?;
+        if known.is_none() {
+            *seen = Some((now, highest));
+        }
         Ok(highest > term)
+    }
+
+    /// The same without waiting, by what this process has seen when it wrote last.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn seems_over(&self, term: u64) -> bool {
+        self.0.journal.seen_term() > term
     }
 
     /// Runs `work` while no commit of this process is under way: the moment to stop the process

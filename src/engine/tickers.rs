@@ -9,6 +9,7 @@ use crate::journal::Conditions;
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::record::{Body, JsonText, Level, Lifecycle, Tick};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The runner's name in the framework's own records.
@@ -130,8 +131,9 @@ fn dead(engine: &Engine, log: &mut Log) -> Result<Vec<DeadTicker>> {
 /// twice, it changes nothing more.
 pub(super) fn settle(engine: &Engine, report: &mut Report) -> Result<()> {
     let mut log = engine.log()?;
-    for ticker in dead(engine, &mut log)? {
-        match settle_one(engine, &mut log, &ticker) {
+    let dead = dead(engine, &mut log)?;
+    for (ticker, left) in look(&mut log, dead)? {
+        match settle_one(engine, &ticker, left) {
             Ok((interrupted, life)) => {
                 report.interrupted_ticks.extend(interrupted);
                 report.missed_ticks.extend(life.missed(engine.world().clock.now()));
@@ -154,31 +156,36 @@ struct Left {
     settled: bool,
 }
 
-fn look(log: &mut Log, ticker: &DeadTicker) -> Result<Left> {
+fn look(log: &mut Log, tickers: Vec<DeadTicker>) -> Result<Vec<(DeadTicker, Left)>> {
     log.refresh()?;
-    let mut life = read_life(log, ticker.stream)?;
-    if life.settled.is_some() {
-        return Ok(Left { life, unfinished: None, settled: true });
-    }
-    let last = match log.ticks()? {
-        Some(ticks) => last_of(log, ticks, ticker)?,
-        None => Last::default(),
-    };
-    life.settled = life.began.map(|(began, interval)| match last.accounted {
-        None => (0, began),
-        Some(Accounted { nth, at, next_is_due }) => {
-            // Its planned moment is as far back as that of one that was ticked in time.
-            let back = if next_is_due { i64::try_from(interval).unwrap_or(i64::MAX) } else { 0 };
-            (nth, planned(began, interval, nth, Time(at.0.saturating_sub(back))))
+    let (mut all, mut open) = (Vec::new(), Vec::new());
+    for ticker in tickers {
+        let life = read_life(log, ticker.stream)?;
+        match life.settled {
+            Some(_) => all.push((ticker, Left { life, unfinished: None, settled: true })),
+            None => open.push((ticker, life)),
         }
-    });
-    Ok(Left { life, unfinished: last.in_flight.flatten(), settled: false })
+    }
+    let mut last = last_of(log, open.iter().map(|(ticker, _)| ticker))?;
+    for (ticker, mut life) in open {
+        let last = last.remove(&ticker.stream).unwrap_or_default();
+        life.settled = life.began.map(|(began, interval)| match last.accounted {
+            None => (0, began),
+            Some(Accounted { nth, at, next_is_due }) => {
+                // Its planned moment is as far back as that of one that was ticked in time.
+                let back = if next_is_due { i64::try_from(interval).unwrap_or(i64::MAX) } else { 0 };
+                (nth, planned(began, interval, nth, Time(at.0.saturating_sub(back))))
+            }
+        });
+        all.push((ticker, Left { life, unfinished: last.in_flight.flatten(), settled: false }));
+    }
+    Ok(all)
 }
 
 /// The batch ids of the ticks that [`settle`] would end, and what was missed, as far as reading can
 /// tell.
 pub(super) fn left_behind(log: &mut Log, now: Time) -> Result<(Vec<String>, Vec<MissedTicks>)> {
-    let (mut ticks, mut missed) = (Vec::new(), Vec::new());
+    let mut dead = Vec::new();
     for stream in log.reader.open_streams() {
         let Some(name) = log.reader.name(stream)?.and_then(|name| String::from_utf8(name).ok()) else {
             continue;
@@ -187,7 +194,10 @@ pub(super) fn left_behind(log: &mut Log, now: Time) -> Result<(Vec<String>, Vec<
         if crate::journal::live::seems_alive(&**log.reader.handle.disk(), &recorder) {
             continue;
         }
-        let left = look(log, &DeadTicker { stream, name })?;
+        dead.push(DeadTicker { stream, name });
+    }
+    let (mut ticks, mut missed) = (Vec::new(), Vec::new());
+    for (_, left) in look(log, dead)? {
         ticks.extend(left.unfinished.map(|tick| tick.batch_id));
         missed.extend(left.life.missed(now));
     }
@@ -195,8 +205,8 @@ pub(super) fn left_behind(log: &mut Log, now: Time) -> Result<(Vec<String>, Vec<
 }
 
 /// Answers with the batch id of the tick that was ended, and what is known of the ticker then.
-fn settle_one(engine: &Engine, log: &mut Log, ticker: &DeadTicker) -> Result<(Option<String>, Life)> {
-    let Left { mut life, unfinished, settled } = look(log, ticker)?;
+fn settle_one(engine: &Engine, ticker: &DeadTicker, left: Left) -> Result<(Option<String>, Life)> {
+    let Left { mut life, unfinished, settled } = left;
     if settled {
         return Ok((None, life));
     }
@@ -222,7 +232,6 @@ fn settle_one(engine: &Engine, log: &mut Log, ticker: &DeadTicker) -> Result<(Op
         None => NewRecord { ends: true, ..event(INTERRUPTED, Level::Warn, DIED, JsonText::empty()) },
     };
     append_with(engine, ticker.stream, life.next, own, tick)?;
-    log.refresh()?;
     life.next = life.next.and_then(Seq::next);
     Ok((interrupted, life))
 }
@@ -280,37 +289,62 @@ impl Accounted {
     }
 }
 
-/// Looks from the end of the records of the timed jobs back, no further than the ticker is old.
-fn last_of(log: &mut Log, ticks: StreamId, ticker: &DeadTicker) -> Result<Last> {
-    let Some((end, _)) = log.end_of(ticks)? else { return Ok(Last::default()) };
+impl Last {
+    fn is_known(&self) -> bool {
+        self.accounted.is_some() && self.in_flight.is_some()
+    }
+
+    /// Takes a record of the ticker in, by what its key says of it.
+    fn take(&mut self, what: &str, tick: &Tick, at: Time) {
+        if let Ok(nth) = what.parse() {
+            self.accounted = Some(Accounted::of(tick, nth, at));
+        }
+        // One that is skipped as another is in flight does not tell when that began.
+        if tick.stage == "tick_started" {
+            self.in_flight = Some(Some(tick.clone()));
+        } else if what.starts_with('e') || tick.stage == "tick_skipped_no_runners" {
+            self.in_flight = Some(None);
+        }
+    }
+}
+
+/// Looks from the end of the records of the timed jobs back, for all of them at once, and no further
+/// than the oldest of them is old of which not all is known.
+fn last_of<'t>(
+    log: &mut Log,
+    tickers: impl Iterator<Item = &'t DeadTicker>,
+) -> Result<BTreeMap<StreamId, Last>> {
+    let mut known: BTreeMap<StreamId, Last> = BTreeMap::new();
+    let Some(ticks) = log.ticks()? else { return Ok(known) };
+    let Some((end, _)) = log.end_of(ticks)? else { return Ok(known) };
+    let mut wanted: BTreeMap<&str, StreamId> =
+        tickers.map(|ticker| (ticker.name.as_str(), ticker.stream)).collect();
     let mut window = WINDOW;
-    loop {
+    while !wanted.is_empty() {
         let from = Seq(end.0.saturating_sub(window).max(1));
-        let (mut last, mut first) = (Last::default(), Position(u64::MAX));
+        let (mut found, mut first) = (BTreeMap::<StreamId, Last>::new(), Position(u64::MAX));
         // Damage here takes at most the knowledge of a tick; the rest is accounted for.
         log.stream(ticks, from, &mut |record| {
             first = first.min(record.position);
-            let own = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
-            let own = own.and_then(|key| key.strip_prefix(ticker.name.as_str())?.strip_prefix('/'));
-            if let (Some(what), Body::Tick(tick)) = (own, &record.body) {
-                if let Ok(nth) = what.parse() {
-                    last.accounted = Some(Accounted::of(tick, nth, record.created_at));
-                }
-                // One that is skipped as another is in flight does not tell when that began.
-                if tick.stage == "tick_started" {
-                    last.in_flight = Some(Some(tick.clone()));
-                } else if what.starts_with('e') || tick.stage == "tick_skipped_no_runners" {
-                    last.in_flight = Some(None);
-                }
+            let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+            if let Some((name, what)) = key.and_then(|key| key.rsplit_once('/'))
+                && let (Some(stream), Body::Tick(tick)) = (wanted.get(name), &record.body)
+            {
+                found.entry(*stream).or_default().take(what, tick, record.created_at);
             }
             Ok(true)
         })?;
-        let is_all = from == Seq(1) || first.0 < ticker.stream.0;
-        if is_all || (last.accounted.is_some() && last.in_flight.is_some()) {
-            return Ok(last);
-        }
+        wanted.retain(|_, stream| {
+            let last = found.remove(stream).unwrap_or_default();
+            let is_all = from == Seq(1) || first.0 < stream.0 || last.is_known();
+            if is_all {
+                known.insert(*stream, last);
+            }
+            !is_all
+        });
         window = window.saturating_mul(WINDOW_GROWTH);
     }
+    Ok(known)
 }
 
 /// When an interval that was accounted for at `at` had been planned. The wall clock may have been

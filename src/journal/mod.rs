@@ -35,6 +35,7 @@ pub(crate) use crate::format::{Draft, Target};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -190,6 +191,17 @@ struct Shared {
     changed: Condvar,
     durable: Mutex<Position>,
     bell: Arc<Bell>,
+    /// The highest term that was seen.
+    term: AtomicU64,
+}
+
+impl Shared {
+    /// Notes what is known after everything was caught up with.
+    fn saw(&self, core: &Core) {
+        if let Some(view) = &core.view {
+            self.term.fetch_max(view.index.term, Ordering::SeqCst);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -232,6 +244,7 @@ impl Journal {
             changed: Condvar::new(),
             durable: Mutex::new(durable),
             bell: Arc::default(),
+            term: AtomicU64::new(0),
         };
         Ok((Self(Arc::new(shared)), report))
     }
@@ -292,7 +305,8 @@ impl Journal {
         drop(queue);
         let (batches, slots): (Vec<_>, Vec<_>) = group.into_iter().unzip();
         let mut refused = false;
-        hold(&self.0.core).commit(batches, &mut |i, answer| {
+        let mut core = hold(&self.0.core);
+        core.commit(batches, &mut |i, answer| {
             match &answer {
                 Ok(receipt) => {
                     let mut durable = hold(&self.0.durable);
@@ -303,6 +317,8 @@ impl Journal {
             *hold(&slots[i].0) = Some(answer);
             observe::answered();
         });
+        self.0.saw(&core);
+        drop(core);
         self.0.bell.ring();
         let mut queue = hold(&self.0.queue);
         queue.leading = false;
@@ -331,7 +347,10 @@ impl Journal {
 
     /// Runs `work` under the lock, everything caught up with.
     fn locked<T>(&self, work: impl FnOnce(&mut Core) -> Result<T>) -> Result<T> {
-        hold(&self.0.core).locked(|core, _| work(core))
+        let mut core = hold(&self.0.core);
+        let done = core.locked(|core, _| work(core));
+        self.0.saw(&core);
+        done
     }
 
     /// The streams that have not ended, by what is known here.
@@ -342,6 +361,12 @@ impl Journal {
     /// The highest term that an append was made in, by any process.
     pub(crate) fn term(&self) -> Result<u64> {
         self.locked(|core| Ok(core.view()?.index.term))
+    }
+
+    /// The same, as of the last time that this process looked.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn seen_term(&self) -> u64 {
+        self.0.term.load(Ordering::SeqCst)
     }
 
     /// The stream of this name.

@@ -275,6 +275,11 @@ pub struct AsyncStep {
 }
 
 impl AsyncStep {
+    /// What was asked for; `None` once the step has ended.
+    pub fn request(&self) -> Option<crate::record::RunPrepared> {
+        self.step.hold().step.as_ref().and_then(|open| open.recorder.fold().request().cloned())
+    }
+
     /// The directory for files it leaves; `None` where the data directory is simulated.
     pub fn artifacts(&self) -> Option<&Path> {
         self.artifacts.as_deref()

@@ -151,16 +151,13 @@ impl Work {
     /// Runs it in somebody's name. Dropping the future stops the runner it has come to, at its next
     /// await; the tick is not over before that.
     ///
-    /// Where the identity's term is over, nothing is run, and the tick is one that was skipped as this
-    /// conductor does not lead.
+    /// Where this process has seen that the identity's term is over, nothing is run, and the tick is one
+    /// that was skipped as this conductor does not lead. That is seen with what is recorded: a tick that
+    /// comes right behind the take-over may still be run, and its records are refused.
     pub async fn run(self, identity: Identity) {
-        if let Some(term) = identity.term {
-            let engine = self.jobs.engine.clone();
-            let over = tokio::task::spawn_blocking(move || engine.is_over(term)).await;
-            if matches!(over, Ok(Ok(true))) {
-                self.tally.over.store(true, Ordering::SeqCst);
-                return;
-            }
+        if identity.term.is_some_and(|term| self.jobs.engine.seems_over(term)) {
+            self.tally.over.store(true, Ordering::SeqCst);
+            return;
         }
         self.tally.began.store(true, Ordering::SeqCst);
         for runner in &self.runners {

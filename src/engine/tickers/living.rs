@@ -1,7 +1,9 @@
 //! What timed jobs do with tickers: live as one, and account for those that died.
 
 use super::super::repair::hex;
-use super::{FRAMEWORK, MissedTicks, PREFIX, STARTED, StartedData, append_with, dead, event, settle_one};
+use super::{
+    FRAMEWORK, MissedTicks, PREFIX, STARTED, StartedData, append_with, dead, event, look, settle_one,
+};
 use crate::engine::{Engine, NewRecord};
 use crate::error::{Conflict, ErrorKind, Result};
 use crate::position::{Seq, StreamId, Time};
@@ -113,8 +115,9 @@ pub(crate) fn account(
 ) -> Result<(Vec<MissedTicks>, Vec<String>)> {
     let mut log = engine.log()?;
     let (mut all, mut problems) = (Vec::new(), Vec::new());
-    for ticker in dead(engine, &mut log)? {
-        let accounted = settle_one(engine, &mut log, &ticker).and_then(|(_, life)| {
+    let dead = dead(engine, &mut log)?;
+    for (ticker, left) in look(&mut log, dead)? {
+        let accounted = settle_one(engine, &ticker, left).and_then(|(_, life)| {
             problems.extend(life.damage.clone());
             if life.settled.is_none() {
                 return Ok(None);
