@@ -333,6 +333,8 @@ fn where_a_run_left_no_diff_that_of_the_run_it_went_on_from_is_taken() {
         engine.close().unwrap();
         drop(open(&place));
     }
+    let told = text(&place.ends(1, &["restore", "t/r4", "--into", "."]).stderr);
+    assert!(told.contains("It went on from t/r3: `runwal restore t/r3"), "{told}");
 }
 
 // --- What follows from the run before ---

@@ -6,7 +6,7 @@ use runwal::disk::os::OsDisk;
 use runwal::disk::{Disk, Open};
 use runwal::engine::{Log, RunInfo};
 use runwal::error::{Error, ErrorKind};
-use runwal::record::{Checkpoint, Replay};
+use runwal::record::{Checkpoint, ParentRun, Replay};
 use runwal::run::{base_commit, restore_git_diff};
 use std::io::Write;
 
@@ -27,7 +27,8 @@ pub(crate) fn restore(global: &Global, args: &RestoreArgs) -> Done {
         show::damage(met, global.json());
     }
     let Some(checkpoint) = found else {
-        return Err(Failure::Engine(missing(args, &run, damage.is_empty())));
+        let parent = log.request_of(run.stream)?.0.and_then(|request| request.parent);
+        return Err(Failure::Engine(missing(args, &run, parent.as_ref(), damage.is_empty())));
     };
     match checkpoint.replay {
         Replay::GitApplyBinary => apply(global, args, &mut log, &run, &checkpoint)?,
@@ -36,7 +37,7 @@ pub(crate) fn restore(global: &Global, args: &RestoreArgs) -> Done {
     Ok(if damage.is_empty() { 0 } else { crate::exit_code(ErrorKind::Corrupt) })
 }
 
-fn missing(args: &RestoreArgs, run: &RunInfo, undamaged: bool) -> Error {
+fn missing(args: &RestoreArgs, run: &RunInfo, parent: Option<&ParentRun>, undamaged: bool) -> Error {
     let what = match args.checkpoint {
         Some(number) => format!("checkpoint {number}"),
         None => "git diff".to_owned(),
@@ -45,7 +46,12 @@ fn missing(args: &RestoreArgs, run: &RunInfo, undamaged: bool) -> Error {
         let message = format!("there is no {what} among the records of run {} that can be read", run.name);
         return Error::corrupt_data(message, "`runwal verify` tells what is damaged.");
     }
-    let advice = format!("`runwal checkpoints {}` lists what there is.", run.name);
+    let mut advice = format!("`runwal checkpoints {}` lists what there is.", run.name);
+    if let (None, Some(ParentRun { name, .. })) = (args.checkpoint, parent) {
+        let further =
+            format!(" It went on from {name}: `runwal restore {name} --into DIR` has what that left.");
+        advice.push_str(&further);
+    }
     Error::not_found(format!("run {} has no {what}", run.name), advice)
 }
 
