@@ -97,6 +97,17 @@ impl AtEnd {
         self.test_output(recorder, rest)
     }
 
+    /// Takes the git diff now, whatever is taken at the end. Answers with its number; `None` where there
+    /// is no checkout, or where it was skipped, which is recorded with the reason.
+    pub(super) fn git_diff_now(&self, recorder: &mut Recorder, cancel: &Cancel) -> Result<Option<u32>> {
+        let last = |recorder: &Recorder| recorder.fold().state().last_checkpoint_seq;
+        let (before, mut told) = (last(recorder), Vec::new());
+        self.git_diff(recorder, &mut told, cancel)?;
+        let number = last(recorder).filter(|number| Some(*number) != before);
+        recorder.append(told)?;
+        Ok(number)
+    }
+
     fn git_diff(&self, recorder: &mut Recorder, rest: &mut Vec<NewRecord>, cancel: &Cancel) -> Result<()> {
         let mut skip = |why: &str| {
             rest.push(warning(event::CHECKPOINT_SKIPPED, format!("No git_diff: {}", why.escape_debug())));

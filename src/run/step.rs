@@ -86,6 +86,7 @@ pub struct Step<'a> {
     request: &'a RunRequest,
     cancel: &'a Cancel,
     artifacts: Option<PathBuf>,
+    at_end: &'a AtEnd,
 }
 
 impl Step<'_> {
@@ -125,6 +126,14 @@ impl Step<'_> {
     ) -> Result<u32> {
         self.recorder.checkpoint(kind, format, replay, summary, content)
     }
+
+    /// Takes a checkpoint of all that was changed in the working tree so far, where that is a git
+    /// checkout and [`Checkpoints::git_diff`] is on: the next attempt can go on from it, whatever
+    /// becomes of this one. Answers with its number; `None` where it was not taken. Why it was skipped
+    /// is recorded. Durable on return.
+    pub fn git_diff(&mut self) -> Result<Option<u32>> {
+        self.at_end.git_diff_now(self.recorder, self.cancel)
+    }
 }
 
 /// Runs one step and records it from preparing to the end.
@@ -140,9 +149,9 @@ pub fn run_step(
     cancel: &Cancel,
 ) -> Result<RunResult> {
     let mut open = OpenStep::begin(engine, request, checkpoints, cancel)?;
-    let OpenStep { recorder, request, .. } = &mut open;
+    let OpenStep { recorder, request, at_end, .. } = &mut open;
     let artifacts = artifacts_of(engine, recorder);
-    let mut step = Step { recorder, request, cancel, artifacts };
+    let mut step = Step { recorder, request, cancel, artifacts, at_end };
     let answered = catch_unwind(AssertUnwindSafe(|| executor.execute(&mut step)));
     let came = match answered {
         Ok(Ok(answer)) => Came::Answer(answer),
@@ -180,7 +189,7 @@ pub(super) struct OpenStep {
     pub(super) recorder: Recorder,
     pub(super) request: RunRequest,
     places: std::result::Result<Places, String>,
-    at_end: AtEnd,
+    pub(super) at_end: AtEnd,
     engine: Engine,
     start_ns: u64,
 }

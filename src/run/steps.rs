@@ -236,9 +236,12 @@ impl Shared {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Recorder) -> Result<T>) -> Result<T> {
+        self.with_step(|step| work(&mut step.recorder))
+    }
+
+    fn with_step<T>(&self, work: impl FnOnce(&mut OpenStep) -> Result<T>) -> Result<T> {
         let mut held = self.hold();
-        let step = held.step.as_mut().ok_or_else(|| Error::misuse("the step has ended"))?;
-        work(&mut step.recorder)
+        work(held.step.as_mut().ok_or_else(|| Error::misuse("the step has ended"))?)
     }
 }
 
@@ -301,6 +304,17 @@ impl AsyncStep {
     /// Records output as it comes. Durable when the future is ready.
     pub async fn chunk(&self, channel: Channel, bytes: Vec<u8>) -> Result<Receipt> {
         self.with(move |recorder| recorder.chunk(channel, &bytes)).await
+    }
+
+    /// Takes a checkpoint of all that was changed in the working tree so far, as
+    /// [`Step::git_diff`](super::Step::git_diff) does. Durable when the future is ready.
+    pub async fn git_diff(&self) -> Result<Option<u32>> {
+        let step = self.step.clone();
+        blocking(move || {
+            let cancel = Cancel::new()?;
+            step.with_step(|open| open.at_end.git_diff_now(&mut open.recorder, &cancel))
+        })
+        .await
     }
 
     /// Takes a checkpoint; answers with its number. Durable when the future is ready.

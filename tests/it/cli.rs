@@ -753,7 +753,18 @@ fn a_recorder_killed_at_any_moment_loses_nothing_it_promised() {
 fn a_signal_is_handed_on_and_the_run_ends_as_cancelled() {
     let place = Place::new();
     let child = place
-        .command(&["-q", "run", "--task", "t", "--run", "r", "--", "sh", "-c", "echo ready; exec sleep 1000"])
+        .command(&[
+            "-q",
+            "run",
+            "--task",
+            "t",
+            "--run",
+            "signalled",
+            "--",
+            "sh",
+            "-c",
+            "echo ready; exec sleep 1000",
+        ])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -763,9 +774,10 @@ fn a_signal_is_handed_on_and_the_run_ends_as_cancelled() {
     let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
-    let state: serde_json::Value = serde_json::from_slice(&place.ends(0, &["state", "t/r"]).stdout).unwrap();
+    let state: serde_json::Value =
+        serde_json::from_slice(&place.ends(0, &["state", "t/signalled"]).stdout).unwrap();
     assert_eq!(state["status"], "cancelled");
-    wait_until("the end of the worker", || processes_of("r").is_empty());
+    wait_until("the end of the worker", || processes_of("signalled").is_empty());
 }
 
 #[test]
@@ -910,7 +922,7 @@ fn a_timeout_ends_the_worker_also_while_nobody_reads_our_output() {
             "--task",
             "t",
             "--run",
-            "r",
+            "unread",
             "--timeout",
             "3s",
             "--grace",
@@ -922,8 +934,8 @@ fn a_timeout_ends_the_worker_also_while_nobody_reads_our_output() {
         .spawn()
         .unwrap();
     // Nothing is read until the worker is gone.
-    wait_until("the worker's start", || !processes_of("r").is_empty());
-    wait_until("the worker's end", || processes_of("r").is_empty());
+    wait_until("the worker's start", || !processes_of("unread").is_empty());
+    wait_until("the worker's end", || processes_of("unread").is_empty());
     let mut rest = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(124));
