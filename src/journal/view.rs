@@ -245,18 +245,13 @@ impl View {
 
     /// The streams that begin in a segment, each with the first batch of it that the index names.
     pub(crate) fn begun_in(&mut self, number: u64) -> Result<Vec<(StreamId, BatchPlace)>> {
-        let sealed;
-        let (index, from) = if number == self.segment.number() {
-            (&self.index, self.segment.header.first_position)
-        } else {
-            sealed = self.sealed(number)?;
-            (&*sealed, sealed.first_position)
-        };
         let first = |(id, entry): (&StreamId, &StreamEntry)| {
             let (offset, _) = entry.batches.first()?;
             Some((*id, BatchPlace { segment: number, offset: u64::from(*offset) }))
         };
-        Ok(index.streams.range(StreamId(from.0)..).filter_map(first).collect())
+        self.with_index(number, |index| {
+            index.streams.range(StreamId(index.first_position.0)..).filter_map(first).collect()
+        })
     }
 
     /// The numbers of the segments before the active one that have a file, ascending. A number says
@@ -304,16 +299,19 @@ impl View {
     /// Where to begin scanning for a position, in the segment that holds it.
     pub(crate) fn near(&mut self, position: Position) -> Result<BatchPlace> {
         let segment = self.segment_with(position)?;
-        let sealed;
-        let index = if segment == self.segment.number() {
-            &self.index
-        } else {
-            sealed = self.sealed(segment)?;
-            &*sealed
-        };
-        let at = index.positions.partition_point(|(first, _)| *first <= position).max(1) - 1;
-        let offset = index.positions.get(at).map_or(crate::format::SEGMENT_DATA_START, |(_, offset)| *offset);
+        let offset = self.with_index(segment, |index| {
+            let at = index.positions.partition_point(|(first, _)| *first <= position).max(1) - 1;
+            index.positions.get(at).map_or(crate::format::SEGMENT_DATA_START, |(_, offset)| *offset)
+        })?;
         Ok(BatchPlace { segment, offset })
+    }
+
+    /// Looks at the index of a segment, sealed or not.
+    fn with_index<T>(&mut self, number: u64, look: impl FnOnce(&Footer) -> T) -> Result<T> {
+        if number == self.segment.number() {
+            return Ok(look(&self.index));
+        }
+        Ok(look(&*self.sealed(number)?))
     }
 
     /// The stream of this name.
@@ -430,15 +428,10 @@ impl View {
 
     /// Where a stream begins, if that is in this segment and its index says so.
     fn first_batch_of(&mut self, id: StreamId, segment: u64) -> Result<Option<u64>> {
-        let sealed;
-        let index = if segment == self.segment.number() {
-            &self.index
-        } else {
-            sealed = self.sealed(segment)?;
-            &*sealed
-        };
-        let entry = index.streams.get(&id).filter(|entry| entry.first_seq == Seq(1));
-        Ok(entry.and_then(|entry| entry.batches.first()).map(|(offset, _)| u64::from(*offset)))
+        self.with_index(segment, |index| {
+            let entry = index.streams.get(&id).filter(|entry| entry.first_seq == Seq(1));
+            entry.and_then(|entry| entry.batches.first()).map(|(offset, _)| u64::from(*offset))
+        })
     }
 
     /// The batch that holds a position; `None` where it cannot be read any more.
