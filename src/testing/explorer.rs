@@ -252,6 +252,7 @@ impl Explorer<'_> {
         }
         self.found.retries += stage.retries;
         stage.retries = 0;
+        stage.retry_keys(mount(1));
         life_after(&mut stage, mount(1));
         self.complain(case, &stage.problems);
         self.found.retries += stage.retries;

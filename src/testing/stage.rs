@@ -25,10 +25,21 @@ pub struct Stage {
     pub problems: Vec<String>,
     /// How often reading was put off.
     pub retries: u64,
+    /// What was appended under idempotency keys.
+    keyed: Vec<Keyed>,
     seeds: u64,
     bodies: u64,
     journal: JournalOptions,
     faulty: bool,
+}
+
+/// An append under an idempotency key, and its receipt if there was one.
+#[derive(Debug, Clone)]
+struct Keyed {
+    key: String,
+    stream: StreamId,
+    body: Body,
+    receipt: Option<Receipt>,
 }
 
 /// A process that has the journal open for writing.
@@ -56,6 +67,7 @@ impl Stage {
             ledger: Ledger::default(),
             problems: Vec::new(),
             retries: 0,
+            keyed: Vec::new(),
             seeds: 0,
             bodies: 0,
             journal: JournalOptions { patience, first_capacity, max_capacity, spares: Spares::Never },
@@ -84,6 +96,7 @@ impl Stage {
             ledger: self.ledger.clone(),
             problems: self.problems.clone(),
             retries: self.retries,
+            keyed: self.keyed.clone(),
             ..*self
         }
     }
@@ -210,6 +223,57 @@ impl Stage {
         let bodies: Vec<_> = lens.iter().map(|len| self.body(*len)).collect();
         let records: Vec<NewRecord> = bodies.iter().cloned().map(NewRecord::from).collect();
         self.hand_in(writer, bodies, |engine| engine.append(stream, None, &records))
+    }
+
+    /// Appends a record under an idempotency key of its own.
+    pub fn append_keyed(&mut self, writer: &Writer, stream: Option<StreamId>, len: usize) {
+        let Some(stream) = stream else { return };
+        let body = self.body(len);
+        let key = format!("key {}", self.bodies);
+        let record = [body.clone().into()];
+        let receipt = self.hand_in(writer, vec![body.clone()], |engine| {
+            engine.append(stream, Conditions::none().key(key.as_str()), &record)
+        });
+        self.keyed.push(Keyed { key, stream, body, receipt });
+    }
+
+    /// Says all that was appended under keys again, twice: what is in the journal gets the receipt it
+    /// had, and what is not is written, once.
+    pub fn retry_keys(&mut self, mount: u64) {
+        if self.keyed.is_empty() {
+            return;
+        }
+        let Some(writer) = self.open(mount) else { return };
+        for _ in 0..2 {
+            for keyed in self.keyed.clone() {
+                let Some(mut log) = self.open_log(mount) else { return };
+                let records = self.judge(&mut log);
+                if !records.iter().any(|record| record.stream == keyed.stream) {
+                    continue;
+                }
+                let bears = |record: &&Record| record.key.as_deref() == Some(keyed.key.as_bytes());
+                let there: Vec<_> = records.iter().filter(bears).collect();
+                let again = |engine: &Engine| {
+                    let conditions = Conditions::none().key(keyed.key.as_str());
+                    engine.append(keyed.stream, conditions, &[keyed.body.clone().into()])
+                };
+                // Recovery has ended the runs of the dead: nothing new is to stand behind that.
+                let ended = records.iter().any(|record| record.stream == keyed.stream && record.ends);
+                let (receipt, position) = match there.as_slice() {
+                    [] if ended && keyed.receipt.is_none() => continue,
+                    [] => (self.hand_in(&writer, vec![keyed.body.clone()], again), None),
+                    [one] => (again(writer.engine()).ok(), Some(one.position)),
+                    _ => return self.problems.push(format!("{} is in the journal twice", keyed.key)),
+                };
+                let same = receipt.is_some_and(|now| {
+                    keyed.receipt.is_none_or(|then| then == now) && position.is_none_or(|at| at == now.last)
+                });
+                if !same {
+                    self.problems.push(format!("{} was answered with {receipt:?}", keyed.key));
+                }
+            }
+        }
+        self.close(writer);
     }
 
     /// Ends a run.

@@ -24,6 +24,8 @@ pub const ALL: &[Workload] = &[
     Workload { name: "create", setting: ROOMY, before: nothing, act: open_and_close },
     Workload { name: "appends", setting: ROOMY, before: nothing, act: appends },
     Workload { name: "continue", setting: ROOMY, before: a_run_that_ended, act: appends },
+    Workload { name: "keys", setting: ROOMY, before: nothing, act: keys },
+    Workload { name: "keys-narrow", setting: NARROW, before: a_run_without_end, act: keys },
     Workload { name: "large", setting: ROOMY, before: a_run_that_ended, act: large_batch },
     Workload { name: "group", setting: ROOMY, before: nothing, act: group },
     Workload { name: "roll", setting: NARROW, before: a_run_that_ended, act: rolls },
@@ -50,6 +52,21 @@ fn open_and_close(stage: &mut Stage) {
     if let Some(writer) = stage.open(1) {
         stage.close(writer);
     }
+}
+
+fn keys(stage: &mut Stage) {
+    let Some(writer) = stage.open(1) else { return };
+    let run = stage.begin(&writer, "a");
+    stage.append_keyed(&writer, run, 20);
+    stage.append(&writer, run, &[300]);
+    stage.append_keyed(&writer, run, 400);
+    let Some(other) = stage.open(1) else { return };
+    // Opened behind the death of the first one, it has ended the run.
+    if writer.disk.is_alive() {
+        stage.append_keyed(&other, run, 400);
+    }
+    stage.close(other);
+    stage.close(writer);
 }
 
 fn appends(stage: &mut Stage) {
