@@ -160,13 +160,20 @@ struct Inner {
     alive: Mutex<Option<Alive>>,
     closed: AtomicBool,
     ticks: OnceLock<StreamId>,
-    /// The highest term, and when it was looked for.
-    seen_term: Mutex<Option<(u64, u64)>>,
+    /// Made when it is first asked whether a term is over.
+    term_watch: Mutex<Option<TermWatch>>,
     /// How many tickers of the timed jobs there were.
     #[cfg(feature = "tokio")]
     tickers: std::sync::atomic::AtomicU64,
     #[cfg(feature = "tracing-layer")]
     recorded: Arc<Recorded>,
+}
+
+/// A reader that looks for later terms.
+#[derive(Debug)]
+struct TermWatch {
+    log: Log,
+    looked_ns: u64,
 }
 
 impl Engine {
@@ -216,7 +223,7 @@ impl Engine {
             alive: Mutex::new(Some(alive)),
             closed: AtomicBool::new(false),
             ticks: OnceLock::new(),
-            seen_term: Mutex::default(),
+            term_watch: Mutex::default(),
             #[cfg(feature = "tokio")]
             tickers: std::sync::atomic::AtomicU64::new(0),
             #[cfg(feature = "tracing-layer")]
@@ -453,23 +460,32 @@ impl Engine {
     }
 
     /// Whether an append in this term would be refused, as another conductor has taken over: by what
-    /// any process had written a second ago at the latest. So it may be asked often.
+    /// any process had written a second ago at the latest. So it may be asked often, and it waits for
+    /// nobody's turn at the journal.
     ///
     /// # Errors
-    /// Those of looking at the journal, as [`append`](Self::append).
+    /// Those of reading the journal.
     pub fn is_over(&self, term: u64) -> Result<bool> {
-        let now = self.0.world.clock.monotonic_ns();
-        let mut seen = self.0.seen_term.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = seen.filter(|(at, _)| now.saturating_sub(*at) < TERM_AGE_NS).map(|(_, term)| term);
-        let highest = known.map_or_else(|| self.0.journal.term(), Ok)?;
-        if known.is_none() {
-            *seen = Some((now, highest));
+        if self.seems_over(term) {
+            return Ok(true);
         }
-        Ok(highest > term)
+        // Whoever is looking already looks for all.
+        let Ok(mut watch) = self.0.term_watch.try_lock() else { return Ok(false) };
+        let now = self.0.world.clock.monotonic_ns();
+        let watch = match &mut *watch {
+            Some(watch) => {
+                if now.saturating_sub(watch.looked_ns) >= TERM_AGE_NS {
+                    watch.log.refresh()?;
+                    watch.looked_ns = now;
+                }
+                watch
+            }
+            none => none.insert(TermWatch { log: self.log()?, looked_ns: now }),
+        };
+        Ok(watch.log.term() > term)
     }
 
-    /// The same without waiting, by what this process has seen when it wrote last.
-    #[cfg(feature = "tokio")]
+    /// The same by what this process saw when it had its last turn.
     pub(crate) fn seems_over(&self, term: u64) -> bool {
         self.0.journal.seen_term() > term
     }

@@ -358,13 +358,8 @@ impl Journal {
         self.locked(|core| Ok(core.view()?.open_streams().keys().copied().collect()))
     }
 
-    /// The highest term that an append was made in, by any process.
-    pub(crate) fn term(&self) -> Result<u64> {
-        self.locked(|core| Ok(core.view()?.index.term))
-    }
-
-    /// The same, as of the last time that this process looked.
-    #[cfg(feature = "tokio")]
+    /// The highest term that an append was made in, by any process, as of the last time that this one
+    /// had its turn.
     pub(crate) fn seen_term(&self) -> u64 {
         self.0.term.load(Ordering::SeqCst)
     }

@@ -283,6 +283,40 @@ fn a_silent_worker_of_a_conductor_that_was_taken_over_from_is_stopped() {
     });
 }
 
+/// Looking for a later term must not wait for anybody's turn at the journal: a worker's time is up also
+/// while the lock is held by a process that is stopped.
+#[test]
+fn a_worker_in_a_term_is_ended_in_time_while_the_lock_is_held() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = JournalOptions { patience: std::time::Duration::from_hours(1), ..Default::default() };
+    let options = Options { journal, ..Options::default() };
+    let (engine, _) = Engine::open(dir.path().join("data"), options).unwrap();
+    let mut asked = RunRequest { term: Some(1), ..RunRequest::new(id("t"), id("late"), id("s")) };
+    asked.command = ["sh", "-c", "echo $$ > pid; mv pid started; exec sleep 100000"]
+        .map(|word| word.as_bytes().to_vec())
+        .to_vec();
+    asked.working_tree = Some(dir.path().as_os_str().as_encoded_bytes().to_vec());
+    (asked.timeout_ms, asked.grace_ms) = (Some(3_000), 100);
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let cancel = Cancel::new().unwrap();
+            record_process(&engine, asked, &ProcessOptions::default(), &mut Discard, &cancel)
+        });
+        let started = dir.path().join("started");
+        crate::cli::wait_until("the worker's start", || started.exists());
+        let pid = std::fs::read_to_string(started).unwrap();
+        let lock = std::fs::File::open(dir.path().join("data/journal/lock")).unwrap();
+        lock.lock().unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        crate::cli::wait_until("the worker's end", || {
+            let stat = std::fs::read_to_string(&stat).unwrap_or_default();
+            stat.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim_start().starts_with('Z'))
+        });
+        lock.unlock().unwrap();
+        assert!(worker.join().unwrap().unwrap().timed_out);
+    });
+}
+
 /// An executor that never answers is dropped.
 #[tokio::test]
 async fn a_silent_step_of_a_conductor_that_was_taken_over_from_is_stopped() {

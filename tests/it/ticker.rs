@@ -20,7 +20,7 @@ const HOUR: Duration = Duration::from_hours(1);
 
 /// Moves only when told to, also while somebody waits for another's turn at the journal.
 #[derive(Debug)]
-struct Hand(ManualClock);
+pub(crate) struct Hand(pub(crate) ManualClock);
 
 impl Clock for Hand {
     fn now(&self) -> Time {
@@ -31,8 +31,8 @@ impl Clock for Hand {
         self.0.monotonic_ns()
     }
 
-    fn pause(&self, _: Duration) {
-        std::thread::yield_now();
+    fn pause(&self, duration: Duration) {
+        runwal::clock::System.pause(duration.min(Duration::from_millis(1)));
     }
 }
 

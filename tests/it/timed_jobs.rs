@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "looks at the disk behind the library's back")]
 
 use crate::domain::{Rules, check_index};
+use crate::ticker::Hand;
 use runwal::clock::{Clock, ManualClock, SeededEntropy};
 use runwal::disk::sim::{Fate, Fault, SimDisk, SimWorld};
 use runwal::engine::{Engine, Log, Options, World};
@@ -299,24 +300,6 @@ const HOUR: Duration = Duration::from_hours(1);
 const START: i64 = 1_775_001_600_123_456_789;
 /// How batch ids begin then.
 const BATCH: &str = "timed-jobs-1775001600123";
-
-/// Moves only when told to, also while somebody waits for another's turn.
-#[derive(Debug)]
-struct Hand(ManualClock);
-
-impl Clock for Hand {
-    fn now(&self) -> Time {
-        self.0.now()
-    }
-
-    fn monotonic_ns(&self) -> u64 {
-        self.0.monotonic_ns()
-    }
-
-    fn pause(&self, duration: Duration) {
-        runwal::clock::System.pause(duration.min(Duration::from_millis(1)));
-    }
-}
 
 /// A data directory whose time is the test's, and what was told about records that are not in it.
 struct Bench {
