@@ -63,6 +63,7 @@ pub struct NextAttempt {
     pub notes: Vec<String>,
     base: Option<String>,
     diff: Option<Checkpoint>,
+    left_by: RunName,
 }
 
 impl NextAttempt {
@@ -95,7 +96,8 @@ impl NextAttempt {
         found.note_what_is_cut_short();
         let checkpoint = found.diff.as_ref().map(|diff| diff.number).or(found.last);
         found.look_further_back(log, &old, &mut damage)?;
-        let Found { diff, base, notes, .. } = found;
+        let Found { diff, base, notes, left_by, .. } = found;
+        let left_by = left_by.unwrap_or_else(|| old.name.clone());
         let request = RunRequest {
             name: RunName { task: old.name.task.clone(), run: id },
             step: old.step,
@@ -114,7 +116,7 @@ impl NextAttempt {
             parent: Some(ParentRun { name: old.name, checkpoint }),
             created_at: None,
         };
-        Ok(Self { request, damage, notes, base, diff })
+        Ok(Self { request, damage, notes, base, diff, left_by })
     }
 
     /// The git diff that is restored: the last of the run that is whole, else that of the run it went on
@@ -122,6 +124,11 @@ impl NextAttempt {
     /// it has ended, so one whose recorder was killed has none of its own.
     pub fn git_diff(&self) -> Option<&Checkpoint> {
         self.diff.as_ref()
+    }
+
+    /// The run that left that diff: the old one, or one that it went on from.
+    pub fn git_diff_left_by(&self) -> &RunName {
+        &self.left_by
     }
 
     /// The commit that the git diff is against; `None` where it is not known.
@@ -190,6 +197,8 @@ struct Found {
     last: Option<u32>,
     base: Option<String>,
     notes: Vec<String>,
+    /// Whose diff it is, if not the run's own.
+    left_by: Option<RunName>,
 }
 
 impl Found {
@@ -244,7 +253,7 @@ impl Found {
                     "Run {} left no git diff. That of checkpoint {} of {name} is taken, which it went on from.",
                     old.name, diff.number
                 ));
-                (self.diff, self.base) = (Some(diff), found.base);
+                (self.diff, self.base, self.left_by) = (Some(diff), found.base, Some(name));
             }
             parent = request.and_then(|request| request.parent);
         }

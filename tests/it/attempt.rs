@@ -309,7 +309,7 @@ fn where_a_run_left_no_diff_that_of_the_run_it_went_on_from_is_taken() {
         let engine = open(&place);
         let next = next_of(&place, &format!("t/r{}", attempt - 1), &format!("r{attempt}")).unwrap();
         assert_eq!(next.git_diff().unwrap().content, b"the work of r1");
-        assert_eq!(next.git_diff().unwrap().number, number);
+        assert_eq!((next.git_diff().unwrap().number, next.git_diff_left_by()), (number, &name("r1")));
         if attempt > 2 {
             let told = format!("That of checkpoint {number} of t/r1 is taken");
             assert!(next.notes[0].contains(&told), "{:?}", next.notes);
@@ -320,6 +320,9 @@ fn where_a_run_left_no_diff_that_of_the_run_it_went_on_from_is_taken() {
         engine.close().unwrap();
         drop(open(&place));
     }
+    let further = ["run", "--task", "t", "--step", "build", "--attempt", "5", "--", "true"];
+    let told = text(&place.ends(0, &further).stderr);
+    assert!(told.contains("goes on from t/r4") && told.contains("restore t/r1 --into DIR"), "{told}");
     let told = text(&place.ends(1, &["restore", "t/r4", "--into", "."]).stderr);
     assert!(told.contains("It went on from t/r3: `runwal restore t/r3"), "{told}");
 }

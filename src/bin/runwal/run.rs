@@ -228,7 +228,10 @@ fn goes_on_from(
         None => found.name.to_string(),
     };
     let how = match next.git_diff() {
-        Some(_) => format!("; its working tree: `{} restore {} --into DIR`", global.invocation(), found.name),
+        Some(_) => {
+            let left_by = next.git_diff_left_by();
+            format!("; its working tree: `{} restore {left_by} --into DIR`", global.invocation())
+        }
         None => ", which left no git diff".to_owned(),
     };
     tell(format!("attempt {} goes on from {at}{how}", request.attempt));
