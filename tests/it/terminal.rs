@@ -138,7 +138,8 @@ fn ctrl_z_stops_recorder_and_worker_and_fg_lets_both_go_on() {
         terminal.send("\u{1a}");
         terminal.expect("Stopped");
         terminal.expect(PROMPT);
-        assert!(terminal.line("jobs").contains("Stopped"), "{command}");
+        // The shell may lose what is typed in the moment it takes the terminal back.
+        assert!(terminal.line("    jobs").contains("Stopped"), "{command}");
         terminal.begin("fg", "RUNWAL");
         terminal.send("abc\n");
         terminal.expect("got abc");
