@@ -13,7 +13,7 @@ use runwal::timed_jobs::{
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -536,7 +536,20 @@ async fn work_in_a_term_that_is_over_leaves_no_record() {
         details: runwal::record::JsonText::empty(),
     });
     other.engine.append(stream, Conditions::none().term(5), &[note.into()]).unwrap();
+    // This process has no turn at the journal until the tick is over, so it can't know.
+    let (release, released) = mpsc::channel::<()>();
+    let (hold, held) = mpsc::channel();
+    let engine = process.engine.clone();
+    let holder = std::thread::spawn(move || {
+        engine.between_commits(|| {
+            hold.send(()).unwrap();
+            let _ = released.recv();
+        });
+    });
+    held.recv().unwrap();
     jobs.tick(Trigger::Manual).await;
+    drop(release);
+    holder.join().unwrap();
     jobs.stop().await.unwrap();
     let refused = "Some(Term { given: 4, seen: 5 })";
     assert_eq!(
