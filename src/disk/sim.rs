@@ -21,13 +21,14 @@ mod choices;
 mod content;
 mod state;
 
-pub use choices::Choices;
+pub use choices::{Choices, Image};
 
 use super::{Disk, File, Kind, Open, Session, Stat};
 use crate::error::{Error, ErrorKind, Result};
+pub(crate) use content::mix;
 use content::{Data, index};
 use rustix::io::Errno;
-use state::{Body, DEVICE, Entries, Holder, Inode, State, refused};
+use state::{Body, DEVICE, Entries, Holder, Inode, LookFault, State, refused};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -128,6 +129,21 @@ pub enum Fate {
     Garbage,
 }
 
+impl Fate {
+    const LETTERS: [(Self, char); 4] =
+        [(Self::Old, 'o'), (Self::New, 'n'), (Self::Zero, 'z'), (Self::Garbage, 'g')];
+
+    /// Its letter in the names of cases.
+    pub fn letter(self) -> char {
+        Self::LETTERS.iter().find(|(fate, _)| *fate == self).map_or('o', |(_, letter)| *letter)
+    }
+
+    /// The fate of a letter.
+    pub fn of_letter(letter: char) -> Option<Self> {
+        Self::LETTERS.iter().find(|(_, known)| *known == letter).map(|(fate, _)| *fate)
+    }
+}
+
 /// One counted operation, as the trace shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
@@ -218,10 +234,23 @@ impl SimWorld {
         self.state().faults.insert(n, fault);
     }
 
-    /// Forgets the planned faults and ends the sticky one.
+    /// How often the disk was looked at in this boot: every opening, reading, listing, asking after
+    /// a name or a file, and trying for a lock, by any process.
+    pub fn looks(&self) -> u64 {
+        self.state().looks
+    }
+
+    /// Plans that the look with number `n` fails, the first one of a boot being 1; a sticky failure is
+    /// that of all later ones, too.
+    pub fn fail_look_at(&self, n: u64, errno: i32, sticky: bool) {
+        self.state().look_faults.push(LookFault { at: n, errno, sticky });
+    }
+
+    /// Forgets the planned faults and ends the sticky ones.
     pub fn clear_faults(&self) {
         let mut state = self.state();
         state.faults.clear();
+        state.look_faults.clear();
         state.sticky = None;
     }
 
@@ -367,6 +396,17 @@ impl SimWorld {
         self.surgery("renaming", from, |state| state.rename(from, to, true).map(|_| ()))
     }
 
+    /// Visits every file with its length, as processes see them, in some order.
+    pub fn lengths(&self, visit: &mut dyn FnMut(&str, u64)) {
+        let state = self.state();
+        state.visit(state.root, "", &mut |path, inode| {
+            let stat = state.stat(inode);
+            if stat.kind == Kind::File {
+                visit(&path, stat.len);
+            }
+        });
+    }
+
     /// The paths of everything but directories, as processes see them, in order.
     pub fn names(&self) -> Vec<String> {
         let state = self.state();
@@ -435,11 +475,17 @@ impl SimDisk {
         state.check(self.process)?;
         Ok(state)
     }
+
+    fn looking(&self, name: &str) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.world.state();
+        state.look(self.process, name)?;
+        Ok(state)
+    }
 }
 
 impl Disk for SimDisk {
     fn open(&self, name: &str, how: Open) -> Result<Arc<dyn File>> {
-        let mut state = self.checked()?;
+        let mut state = self.looking(name)?;
         if matches!(how, Open::WriteOrCreate | Open::CreateNew) {
             state.whole(self.process, "create", name, 0)?;
         }
@@ -475,7 +521,7 @@ impl Disk for SimDisk {
 
     fn list(&self, name: &str, visit: &mut dyn FnMut(&str, Kind)) -> Result<()> {
         let found: Vec<_> = {
-            let state = self.checked()?;
+            let state = self.looking(name)?;
             let list = || state.entries(state.directory(name)?);
             let entries = list().map_err(|e| refused("listing", name, e))?;
             entries.iter().map(|(name, inode)| (Arc::clone(name), state.inode(*inode).kind())).collect()
@@ -487,7 +533,7 @@ impl Disk for SimDisk {
     }
 
     fn stat(&self, name: &str) -> Result<Option<Stat>> {
-        let state = self.checked()?;
+        let state = self.looking(name)?;
         match state.lookup(name) {
             Ok(inode) => Ok(Some(state.stat(inode))),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -533,7 +579,7 @@ impl SimFile {
 
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let state = self.disk.checked()?;
+        let state = self.disk.looking(&self.name)?;
         Ok(state.data(self.inode).map_err(|e| self.error("reading", e))?.now.read(buf, offset))
     }
 
@@ -574,11 +620,11 @@ impl File for SimFile {
     }
 
     fn stat(&self) -> Result<Stat> {
-        Ok(self.disk.checked()?.stat(self.inode))
+        Ok(self.disk.looking(&self.name)?.stat(self.inode))
     }
 
     fn try_lock(&self) -> Result<bool> {
-        let mut state = self.disk.checked()?;
+        let mut state = self.disk.looking(&self.name)?;
         let mine = Holder { process: self.disk.process, opening: self.opening };
         Ok(state.locks.entry(self.inode).or_insert(mine).opening == self.opening)
     }

@@ -81,7 +81,7 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
     if options.publish {
         repair_files(engine, options, &mut report)?;
     }
-    report.position = engine.log()?.durable();
+    report.position = engine.journal().durable();
     Ok(report)
 }
 

@@ -260,11 +260,16 @@ impl Lock {
         let mut pause = PAUSE.0;
         loop {
             if self.file.try_lock()? {
-                if self.is_current(disk)? {
-                    return Ok(());
+                match self.is_current(disk) {
+                    Ok(true) => return Ok(()),
+                    // The name stands for another file by now: the lock of this one excludes nobody.
+                    Ok(false) => self.file = disk.open(&lock_name(), Open::WriteOrCreate)?,
+                    Err(error) => {
+                        // Whoever cannot say that the lock is right does not keep it from the others.
+                        let _ = self.give_back();
+                        return Err(error);
+                    }
                 }
-                // The name stands for another file by now: the lock of this one excludes nobody.
-                self.file = disk.open(&lock_name(), Open::WriteOrCreate)?;
                 continue;
             }
             if u128::from(clock.monotonic_ns().saturating_sub(start)) > patience.as_nanos() {

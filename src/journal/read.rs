@@ -3,7 +3,7 @@
 use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
 use super::recovery;
 use super::segment::{self, Damage, FOLDER, Scanner, Segment, Step, Unopened};
-use super::view::{BatchPlace, View, bound_of, known_journal, newest};
+use super::view::{BatchPlace, View, bound_of, known_journal, newest, scanner_in};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Mark, Records};
@@ -295,6 +295,8 @@ pub(crate) struct Walker {
     /// Its salt.
     salt: Option<u64>,
     digests: bool,
+    /// Whether the end of the segment is known for good: it was sealed when it was looked at.
+    ends: bool,
 }
 
 impl Walker {
@@ -323,6 +325,7 @@ impl Walker {
             chain: None,
             salt: None,
             digests: false,
+            ends: false,
         }
     }
 
@@ -352,10 +355,12 @@ impl Walker {
                 return Ok(Some(Walked::Damage(damage)));
             }
             let Some(scanner) = &mut self.scanner else { continue };
-            if let Some(view) = handle.view() {
-                scanner.extend(view.bounded(self.number)?.1);
-                scanner.end_at_footer()?;
+            if let Some(view) = handle.view().filter(|_| !self.ends) {
+                let (_, bound) = view.bounded(self.number).map_err(|u| u.into_error(self.number))?;
+                scanner.extend(bound);
+                self.ends = self.number < view.segment.number();
             }
+            scanner.end_at_footer()?;
             if !scanner.at_end() {
                 break;
             }
@@ -387,40 +392,37 @@ impl Walker {
         let place = self.from.take().filter(|place| place.segment == self.number);
         let place = place.unwrap_or(BatchPlace { segment: self.number, offset: 0 });
         let Some(view) = handle.view() else { return Ok(None) };
-        let number = self.number;
-        if number != view.segment.number()
-            && let Err(unopened) = view.open(number, Open::Read)
-        {
-            let damage = unopened.into_damage(number)?;
-            return self.skip(handle, damage).map(Some);
-        }
-        match view.scanner_at(place) {
-            Ok(scanner) => {
-                let scanner = if self.digests { scanner.with_digests() } else { scanner };
-                let starts_at = scanner.spot().position;
-                let gap = self.last < starts_at && place.offset == 0 && self.number > 1;
-                let chain = scanner.spot().chain.filter(|_| place.offset == 0 && !gap);
-                // A segment of another lineage is told as such; its chain is right in its own.
-                let follows = self.salt == Some(scanner.prev_salt());
-                let broken = follows && chain.is_some() && self.chain.is_some() && chain != self.chain;
-                self.scanner = Some(scanner);
-                if broken {
-                    let reason = "the chain of hashes is broken between the segment before and this one";
-                    let mut damage = Damage::new(self.number, 0, reason);
-                    damage.tampered = true;
-                    return Ok(Some(damage));
-                }
-                if gap && self.last != Position::ZERO {
-                    let damage = Damage::new(self.number, 0, "records before this segment are missing");
-                    let mut damage = damage.losing(Position(self.last.0 + 1), starts_at);
-                    damage.accepted = accepted(handle, self.number - 1, &damage)?;
-                    self.last = starts_at;
-                    return Ok(Some(damage));
-                }
-                Ok(None)
+        let (segment, bound) = match view.bounded(self.number) {
+            Ok(found) => found,
+            Err(unopened) => {
+                let damage = unopened.into_damage(self.number)?;
+                return self.skip(handle, damage).map(Some);
             }
-            Err(error) => Err(error),
+        };
+        self.ends = self.number < view.segment.number();
+        let scanner = scanner_in(segment, bound, place.offset)?;
+        let scanner = if self.digests { scanner.with_digests() } else { scanner };
+        let starts_at = scanner.spot().position;
+        let gap = self.last < starts_at && place.offset == 0 && self.number > 1;
+        let chain = scanner.spot().chain.filter(|_| place.offset == 0 && !gap);
+        // A segment of another lineage is told as such; its chain is right in its own.
+        let follows = self.salt == Some(scanner.prev_salt());
+        let broken = follows && chain.is_some() && self.chain.is_some() && chain != self.chain;
+        self.scanner = Some(scanner);
+        if broken {
+            let reason = "the chain of hashes is broken between the segment before and this one";
+            let mut damage = Damage::new(self.number, 0, reason);
+            damage.tampered = true;
+            return Ok(Some(damage));
         }
+        if gap && self.last != Position::ZERO {
+            let damage = Damage::new(self.number, 0, "records before this segment are missing");
+            let mut damage = damage.losing(Position(self.last.0 + 1), starts_at);
+            damage.accepted = accepted(handle, self.number - 1, &damage)?;
+            self.last = starts_at;
+            return Ok(Some(damage));
+        }
+        Ok(None)
     }
 
     /// Goes on behind a segment that cannot be read, and says what that costs.

@@ -24,8 +24,9 @@ pub(crate) fn file_name(number: u64) -> String {
 /// The number in a segment's file name, if it is exactly what [`file_name`] makes.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
-    let number = digits.parse().ok()?;
-    (number > 0 && file_name(number).strip_prefix(FOLDER)?.strip_prefix('/')? == name).then_some(number)
+    let number = digits.parse().ok().filter(|number| *number > 0)?;
+    let padded = digits.len() == 10 || (digits.len() > 10 && !digits.starts_with('0'));
+    (padded && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(number)
 }
 
 /// The numbers of all segments that have a file, ascending.

@@ -466,42 +466,47 @@ impl View {
 
     /// A scanner over a segment up to its durable end, from a batch of it.
     pub(crate) fn scanner_at(&self, place: BatchPlace) -> Result<Scanner> {
-        let (segment, bound) = self.bounded(place.segment)?;
-        let spot = if place.offset <= crate::format::SEGMENT_DATA_START {
-            Spot::start(&segment.header)
-        } else {
-            // The position before a batch in the middle is what its own header says.
-            let mut head = [0; crate::format::BATCH_HEADER_LEN];
-            let read = segment.file.read_at(&mut head, place.offset)?;
-            match BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) {
-                Ok(header) => Spot {
-                    offset: place.offset,
-                    position: Position(header.first_position.0 - 1),
-                    chain: None,
-                },
-                Err(_) => Spot::start(&segment.header),
-            }
-        };
-        Ok(Scanner::new(segment, spot, bound))
+        let (segment, bound) = self.bounded(place.segment).map_err(|u| u.into_error(place.segment))?;
+        scanner_in(segment, bound, place.offset)
     }
 
     /// A segment and the end of what is durable in it.
-    pub(crate) fn bounded(&self, number: u64) -> Result<(Segment, Bound)> {
+    pub(crate) fn bounded(&self, number: u64) -> Result<(Segment, Bound), Unopened> {
         if number == self.segment.number() {
             let bound = Bound { offset: self.spot.offset, position: Some(self.spot.position) };
             return Ok((self.segment.clone(), bound));
         }
         if number > self.segment.number() {
             let place = Place { segment: number, offset: 0, position: None };
-            return Err(Error::misuse(format!("segment {number} is not there yet")).at(place));
+            let early = Error::misuse(format!("segment {number} is not there yet")).at(place);
+            return Err(Unopened::Failed(early));
         }
-        let segment = self.open(number, Open::Read).map_err(|unopened| unopened.into_error(number))?;
-        let mut bound = Bound { offset: segment.len()?, position: None };
-        if let Ok(successor) = self.open(number + 1, Open::Read) {
-            bound = index::sealed_bound(&successor.header);
-        }
+        let segment = self.open(number, Open::Read)?;
+        let bound = if number + 1 == self.segment.number() {
+            index::sealed_bound(&self.segment.header)
+        } else if let Ok(successor) = self.open(number + 1, Open::Read) {
+            index::sealed_bound(&successor.header)
+        } else {
+            Bound { offset: segment.len().map_err(Unopened::Failed)?, position: None }
+        };
         Ok((segment, bound))
     }
+}
+
+/// A scanner over an open segment up to a bound, from the batch at an offset.
+pub(crate) fn scanner_in(segment: Segment, bound: Bound, offset: u64) -> Result<Scanner> {
+    let spot = if offset <= crate::format::SEGMENT_DATA_START {
+        Spot::start(&segment.header)
+    } else {
+        // The position before a batch in the middle is what its own header says.
+        let mut head = [0; crate::format::BATCH_HEADER_LEN];
+        let read = segment.file.read_at(&mut head, offset)?;
+        match BatchHeader::decode(&head[..read], &segment.header.site(), offset) {
+            Ok(header) => Spot { offset, position: Position(header.first_position.0 - 1), chain: None },
+            Err(_) => Spot::start(&segment.header),
+        }
+    };
+    Ok(Scanner::new(segment, spot, bound))
 }
 
 fn matching(names: &[(u64, StreamId)], hash: u64) -> impl Iterator<Item = StreamId> + '_ {

@@ -35,6 +35,10 @@ struct CachedFile {
 /// What is known of the files of a folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Cached {
+    /// The boot in which it was noted. Files are not synced when they are published: a power cut may
+    /// leave their lengths and times without their bytes, so what is from before is looked at anew.
+    #[serde(default)]
+    boot: String,
     /// The position of the last record they show, and its sequence.
     position: u64,
     #[serde(default)]
@@ -46,13 +50,18 @@ fn cache_name(folder: &str) -> String {
     format!("cache/files/{folder}.json")
 }
 
+fn this_boot(disk: &dyn Disk) -> Result<String> {
+    Ok(format!("{:032x}", u128::from_be_bytes(disk.session()?.boot)))
+}
+
 fn load_cached(disk: &dyn Disk, folder: &str) -> Option<Cached> {
     let bytes = read_whole(disk, &cache_name(folder), MAX_CACHE_LEN).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
-fn store_cached(disk: &dyn Disk, folder: &str, cached: &Cached) -> Result<()> {
+fn store_cached(disk: &dyn Disk, folder: &str, cached: &mut Cached) -> Result<()> {
     let name = cache_name(folder);
+    cached.boot = this_boot(disk)?;
     if let Some((parent, _)) = name.rsplit_once('/') {
         make_folders(disk, parent)?;
     }
@@ -65,6 +74,7 @@ fn store_cached(disk: &dyn Disk, folder: &str, cached: &Cached) -> Result<()> {
 pub fn looks_right(disk: &dyn Disk, folder: &str, position: Position) -> bool {
     let Some(cached) = load_cached(disk, folder) else { return false };
     cached.position == position.0
+        && this_boot(disk).is_ok_and(|boot| boot == cached.boot)
         && cached.files.iter().all(|(name, file)| {
             matches!(disk.stat(&format!("{folder}/{name}")), Ok(Some(stat))
                 if stat.kind == Kind::File && stat.len == file.length && stat.modified_ns == file.modified_ns)
@@ -306,13 +316,14 @@ fn rebuild(
         }
         rebuilt.rewritten = names.len() as u64;
     }
-    let mut cached = Cached { position: last.0, sequence: render.sequence().0, files: BTreeMap::new() };
+    let (position, sequence) = (last.0, render.sequence().0);
+    let mut cached = Cached { position, sequence, ..Cached::default() };
     for (name, (length, digest)) in wanted {
         let stat = disk.stat(&format!("{folder}/{name}"))?;
         let modified_ns = stat.map_or(0, |s| s.modified_ns);
         cached.files.insert(name, CachedFile { length, modified_ns, digest: digest.to_hex().to_string() });
     }
-    store_cached(disk, folder, &cached)?;
+    store_cached(disk, folder, &mut cached)?;
     Ok(rebuilt)
 }
 
@@ -471,7 +482,7 @@ impl LiveTicks {
         }
         cached.position = fold.last_position().0;
         cached.sequence = fold.last_seq().0;
-        store_cached(&*self.disk, TICKS_FOLDER, &cached)?;
+        store_cached(&*self.disk, TICKS_FOLDER, &mut cached)?;
         Ok(true)
     }
 }
@@ -604,7 +615,7 @@ impl LiveRun {
             self.note(name, len, digest)?;
         }
         self.cached.position = self.fold.last_position().0;
-        store_cached(&*self.disk, &self.folder, &self.cached)
+        store_cached(&*self.disk, &self.folder, &mut self.cached)
     }
 
     fn note(&mut self, name: &str, length: u64, digest: String) -> Result<()> {

@@ -2,19 +2,27 @@
 //! knows, and lets the ledger judge what is left, what opening makes of it, and what can be done
 //! with it afterwards. Opening is itself interrupted everywhere.
 //!
-//! A case is named by workload, operation and choice, for example `roll/31/cut.7/open.12/kill`:
-//! the name alone leads there again.
+//! A case is named by workload, operation and choice, for example `roll/31/cut.noon/open.12/kill`, with
+//! a letter for the fate of each thing that was volatile: the name alone leads there again.
+//!
+//! # What is judged how often
+//!
+//! A machine with what is demanded of it is a *state*; each is judged once, wherever it comes up
+//! again: it is read as it lies, opened for writing, and read again. What comes after that (opening
+//! twice, going on, losing power, verifying, retrying keys, comparing files) follows from the machine
+//! that opening left; of those that show the same records in files of the same lengths, the first one
+//! is followed, and one in [`Bounds::life_share`].
 
-use super::oracle::Ledger;
 use super::stage::Stage;
 use super::workloads::Workload;
-use crate::disk::sim::{Choices, Fault, Operation, SECTOR, SimWorld};
+use crate::disk::sim::{Choices, Fate, Fault, Operation, SECTOR, SimWorld};
 use crate::journal::Verdict;
 use crate::record::Record;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::{Mutex, PoisonError};
 
-/// How far to go.
+/// How far to go. A share of `n` takes one state in `n`, which one following from the state.
 #[derive(Debug, Clone)]
 pub struct Bounds {
     /// Every how many operations of the workload to interrupt it.
@@ -23,30 +31,46 @@ pub struct Bounds {
     pub exhaustive: usize,
     /// Samples of all fates beyond the systematic ones.
     pub samples: u64,
-    /// How often opening may be interrupted in a row, and every how many operations.
+    /// With how many of the [`ERRNOS`] operations fail.
+    pub errnos: usize,
+    /// Whether looks at the disk fail, too.
+    pub looks: bool,
+    /// How often opening may be interrupted in a row.
     pub depth: u32,
-    /// Every how many operations opening is interrupted.
-    pub open_stride: u64,
-    /// Of the images of one power cut, every which is judged.
-    pub image_stride: usize,
+    /// The share of the states whose opening is.
+    pub nested_share: u64,
+    /// The share of those that look alike once opened, and are followed nevertheless.
+    pub life_share: u64,
     /// Judge only cases whose names begin so.
     pub only: Option<String>,
 }
 
 impl Bounds {
-    /// Every so many operations, images and operations of opening; with 1 everything. A step that
-    /// shares no divisor with the five operations of a commit meets all of them.
-    pub fn every(step: u64) -> Self {
-        let (exhaustive, samples) = if step == 1 { (6, 16) } else { (3, 1) };
-        let image_stride = usize::try_from(step).unwrap_or(usize::MAX);
-        Self { stride: step, exhaustive, samples, depth: 1, open_stride: step, image_stride, only: None }
+    /// Every operation, every fault, of what a power cut may leave all subsets of up to so many units.
+    pub fn exhaustive(units: usize) -> Self {
+        Self {
+            stride: 1,
+            exhaustive: units,
+            samples: 8,
+            errnos: ERRNOS.len(),
+            looks: true,
+            depth: 0,
+            nested_share: 1,
+            life_share: 32,
+            only: None,
+        }
     }
 
-    /// Every operation of the workload, of what a power cut may leave the systematic choices in
-    /// steps, and of opening every so many operations: minutes.
-    pub fn quick() -> Self {
-        let (image_stride, open_stride) = (5, 17);
-        Self { stride: 1, exhaustive: 2, samples: 0, depth: 1, open_stride, image_stride, only: None }
+    /// The same with opening interrupted so often in a row, of this share of the states.
+    #[must_use]
+    pub fn nested(self, depth: u32, share: u64) -> Self {
+        Self { depth, nested_share: share, ..self }
+    }
+
+    /// One case, as a violation was reported.
+    #[must_use]
+    pub fn only(self, case: &str) -> Self {
+        Self { only: Some(case.to_owned()), nested_share: 1, life_share: 1, ..self }
     }
 }
 
@@ -57,26 +81,16 @@ pub struct Explored {
     pub operations: u64,
     /// Ways in which they were interrupted.
     pub faults: u64,
-    /// Machines that were judged, each distinct one once.
-    pub states: u64,
-    /// Machines that were judged before in the same state.
+    /// States that were judged, by how often opening was interrupted on the way to them.
+    pub states: [u64; 4],
+    /// States that were judged before.
     pub duplicates: u64,
+    /// Machines that were followed to the end.
+    pub lives: u64,
     /// How often a reader was put off by a damaged slot under a busy word.
     pub retries: u64,
     /// What was wrong, by the name of the case.
     pub violations: BTreeMap<String, String>,
-}
-
-impl fmt::Display for Explored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, faults, states, duplicates, retries, violations } = self;
-        write!(
-            f,
-            "{operations} operations, {faults} faults, {states} states judged, {duplicates} seen before, \
-             {retries} readers put off, {} violations",
-            violations.len()
-        )
-    }
 }
 
 impl Explored {
@@ -84,55 +98,117 @@ impl Explored {
     pub fn add(&mut self, other: Self) {
         self.operations += other.operations;
         self.faults += other.faults;
-        self.states += other.states;
+        self.states.iter_mut().zip(other.states).for_each(|(sum, n)| *sum += n);
         self.duplicates += other.duplicates;
+        self.lives += other.lives;
         self.retries += other.retries;
         self.violations.extend(other.violations);
     }
 }
 
+/// The errors of the operating system that operations fail with: EIO, ENOSPC, EDQUOT, EROFS, EACCES,
+/// ENOMEM, EMFILE, EINTR.
+pub const ERRNOS: [(&str, i32); 8] = [
+    ("eio", 5),
+    ("enospc", 28),
+    ("edquot", 122),
+    ("erofs", 30),
+    ("eacces", 13),
+    ("enomem", 12),
+    ("emfile", 24),
+    ("eintr", 4),
+];
+
 /// More violations than this are not looked for.
-const ENOUGH: usize = 40;
-const EIO: i32 = 5;
-const EINTR: i32 = 4;
-const ENOSPC: i32 = 28;
+const ENOUGH: usize = 20;
+const MARK: &str = "journal/mark";
+
+/// What was judged before, by 64 bits of its digest: of 10⁸ states not one in a thousand such sets
+/// takes two for the same. Shared by all threads.
+#[derive(Debug)]
+pub struct Seen(Vec<Mutex<HashSet<u64, BuildHasherDefault<Same>>>>);
+
+/// What is hashed is a digest already.
+#[derive(Debug, Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self((0..64).map(|_| Mutex::default()).collect())
+    }
+}
+
+impl Seen {
+    fn insert(&self, key: u64) -> bool {
+        let shard = usize::try_from(key >> 58).unwrap_or(0);
+        self.0[shard].lock().unwrap_or_else(PoisonError::into_inner).insert(key)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
 
 /// The operations of a workload that nothing disturbs.
 pub fn operations(workload: &Workload) -> Vec<Operation> {
-    let mut stage = (workload.setting)();
-    (workload.before)(&mut stage);
-    stage.world.record();
-    (workload.act)(&mut stage);
+    let mut stage = workload.base();
+    workload.act(&mut stage, |stage| stage.world.record());
     stage.world.trace()
 }
 
 /// Explores one workload.
-pub fn explore(workload: &Workload, bounds: &Bounds) -> Explored {
-    let mut base = (workload.setting)();
-    (workload.before)(&mut base);
-    let mut explorer = Explorer { bounds, found: Explored::default(), seen: BTreeSet::new() };
-    explorer.complain(workload.name, &base.problems);
-    let operations = explorer.undisturbed(workload, &base);
-    let mut marks = Vec::new();
-    for (n, operation) in (0..).zip(&operations) {
-        if let Ok(mark) =
-            Explorer::run(workload, &base, operation.number, Fault::PowerCut).world.read_file(MARK)
-        {
-            marks.push(mark);
+pub fn explore(workload: &Workload, bounds: &Bounds, seen: &Seen) -> Explored {
+    let mut base = workload.base();
+    let name = workload.to_string();
+    let mut explorer = Explorer { bounds, found: Explored::default(), seen };
+    explorer.complain(&name, &base.problems);
+    base.problems.clear();
+    let mut undisturbed = base.fork();
+    let mut looks = 0;
+    workload.act(&mut undisturbed, |stage| {
+        stage.world.record();
+        looks = stage.world.looks();
+    });
+    let operations = undisturbed.world.trace();
+    let looks = looks..undisturbed.world.looks();
+    explorer.found.operations = operations.len() as u64;
+    explorer.judge_machine(&format!("{name}/end"), &undisturbed, 0);
+    let before = operations.first().map_or(0, |first| first.number);
+    let mut marks = BTreeSet::new();
+    for operation in &operations {
+        let n = operation.number - before;
+        if n % bounds.stride == 0 {
+            explorer.interrupt(workload, &base, &format!("{name}/{n}"), operation, &mut marks);
         }
-        if n % bounds.stride == 0 && explorer.found.violations.len() < ENOUGH {
-            explorer.interrupt(workload, &base, operation, &marks);
-        }
+    }
+    if bounds.looks {
+        explorer.blind(workload, &base, &name, looks);
     }
     explorer.found
 }
 
-const MARK: &str = "journal/mark";
-
 struct Explorer<'b> {
     bounds: &'b Bounds,
     found: Explored,
-    seen: BTreeSet<[u8; blake3::OUT_LEN]>,
+    seen: &'b Seen,
 }
 
 impl Explorer<'_> {
@@ -143,50 +219,69 @@ impl Explorer<'_> {
         self.found.violations.entry(case.to_owned()).or_insert(told);
     }
 
-    /// Runs the workload without a fault; answers with its operations.
-    fn undisturbed(&mut self, workload: &Workload, base: &Stage) -> Vec<Operation> {
+    /// Runs the workload with what is planned for it.
+    fn run(workload: &Workload, base: &Stage, plan: impl FnOnce(&SimWorld)) -> Stage {
         let mut stage = base.fork();
-        stage.world.record();
-        (workload.act)(&mut stage);
-        let operations = stage.world.trace();
-        self.found.operations = operations.len() as u64;
-        self.judge(&format!("{}/end", workload.name), &stage, self.bounds.depth);
-        operations
-    }
-
-    /// Runs the workload with one fault.
-    fn run(workload: &Workload, base: &Stage, at: u64, fault: Fault) -> Stage {
-        let mut stage = base.fork();
-        stage.expect_faults(true);
-        stage.world.fail_at(at, fault);
-        (workload.act)(&mut stage);
+        workload.act(&mut stage, |stage| {
+            stage.expect_faults(true);
+            plan(&stage.world);
+        });
         stage.world.clear_faults();
         stage.expect_faults(false);
         stage
     }
 
-    fn interrupt(&mut self, workload: &Workload, base: &Stage, at: &Operation, marks: &[Vec<u8>]) {
-        let name = |choice: &str| format!("{}/{}/{choice}", workload.name, at.number);
-        let cut = Self::run(workload, base, at.number, Fault::PowerCut);
+    fn interrupt(
+        &mut self,
+        workload: &Workload,
+        base: &Stage,
+        name: &str,
+        at: &Operation,
+        marks: &mut BTreeSet<Vec<u8>>,
+    ) {
+        if !self.wanted(name) || self.found.violations.len() >= ENOUGH {
+            return;
+        }
+        let run = |fault| Self::run(workload, base, |world| world.fail_at(at.number, fault));
+        let cut = run(Fault::PowerCut);
         self.found.faults += 1;
-        self.power_cut(&name("cut"), &cut, self.bounds.depth);
-        self.stale_marks(&name("mark"), &cut, marks);
-        for (choice, fault) in faults(at) {
-            if !self.wanted(&name(&choice)) {
+        self.power_cut(&format!("{name}/cut"), &cut, self.bounds.exhaustive, self.bounds.samples, 0);
+        self.stale_marks(&format!("{name}/mark"), &cut, marks);
+        marks.extend(cut.world.read_file(MARK));
+        for (choice, fault) in faults(at, self.bounds.errnos) {
+            let name = format!("{name}/{choice}");
+            if !self.wanted(&name) {
                 continue;
             }
             self.found.faults += 1;
-            let stage = Self::run(workload, base, at.number, fault);
-            let name = name(&choice);
-            self.judge(&name, &stage, self.bounds.depth);
+            let stage = run(fault);
+            self.judge_machine(&name, &stage, 0);
             if matches!(fault, Fault::Kill) {
                 continue;
             }
             let evicted = stage.fork();
             if evict(&evicted.world) {
-                self.judge(&format!("{name}/evict"), &evicted, self.bounds.depth);
+                self.judge_machine(&format!("{name}/evict"), &evicted, 0);
             }
-            self.power_cut(&format!("{name}/cut"), &stage, 0);
+            self.power_cut(&format!("{name}/cut"), &stage, self.bounds.exhaustive.min(3), 0, 0);
+        }
+    }
+
+    /// Lets every look at the disk fail.
+    fn blind(&mut self, workload: &Workload, base: &Stage, name: &str, looks: std::ops::Range<u64>) {
+        for look in looks.clone().step_by(usize::try_from(self.bounds.stride).unwrap_or(1)) {
+            for (word, errno) in &ERRNOS[..self.bounds.errnos] {
+                for (often, sticky) in [("", false), (".sticky", true)] {
+                    let name = format!("{name}/look.{}/{word}{often}", look - looks.start);
+                    if !self.wanted(&name) || self.found.violations.len() >= ENOUGH {
+                        continue;
+                    }
+                    self.found.faults += 1;
+                    let plan = |world: &SimWorld| world.fail_look_at(look + 1, *errno, sticky);
+                    let stage = Self::run(workload, base, plan);
+                    self.judge_machine(&name, &stage, 0);
+                }
+            }
         }
     }
 
@@ -195,38 +290,52 @@ impl Explorer<'_> {
     }
 
     /// Every machine that a power cut now may leave.
-    fn power_cut(&mut self, case: &str, stage: &Stage, depth: u32) {
+    fn power_cut(&mut self, case: &str, stage: &Stage, exhaustive: usize, samples: u64, level: u32) {
         if !self.wanted(case) {
             return;
         }
-        let exhaustive = if depth == 0 { self.bounds.exhaustive.min(2) } else { self.bounds.exhaustive };
-        let samples = if depth == 0 { 0 } else { self.bounds.samples };
-        let choices = Choices::new(&stage.world, exhaustive, samples, 1);
-        for (n, (_, image)) in choices.enumerate() {
-            if n < 2 || n % self.bounds.image_stride == 0 {
-                self.judge(&format!("{case}.{n}"), &stage.on(image), depth);
-            }
+        self.complain(case, &stage.problems);
+        let demanded = stage.ledger.digest();
+        let seed = u64::from_le_bytes(demanded[..8].try_into().unwrap_or_default());
+        let wanted = self.bounds.only.as_ref().and_then(|only| only.strip_prefix(case)?.strip_prefix('.'));
+        if let Some(wanted) = wanted {
+            let mut fates = wanted.chars().map(|letter| Fate::of_letter(letter).unwrap_or(Fate::Old));
+            let world = stage.world.power_cut(&mut |_| fates.next().unwrap_or(Fate::Old));
+            let letters = wanted.split('/').next().unwrap_or_default();
+            return self.judge(&format!("{case}.{letters}"), stage.on(world), 0, level);
+        }
+        for image in Choices::new(&stage.world, exhaustive, samples, seed) {
+            let key = key_of(&[&image.digest, &demanded]);
+            let fates: String = image.fates.iter().map(|fate| fate.letter()).collect();
+            self.judge(&format!("{case}.{fates}"), stage.on(image.world), key, level);
         }
     }
 
     /// The kernel may have written any earlier state of the mark to the disk.
-    fn stale_marks(&mut self, case: &str, stage: &Stage, marks: &[Vec<u8>]) {
+    fn stale_marks(&mut self, case: &str, stage: &Stage, marks: &BTreeSet<Vec<u8>>) {
         if !self.wanted(case) {
             return;
         }
         for keep in [false, true] {
-            for (n, mark) in marks.iter().enumerate().step_by(self.bounds.image_stride) {
+            for (n, mark) in marks.iter().enumerate() {
                 let mut stage = stage.fork();
                 stage.restart(keep);
                 if stage.world.read_file(MARK).is_ok() && stage.world.write_file(MARK, mark).is_ok() {
-                    self.judge(&format!("{case}.{keep}.{n}"), &stage, 0);
+                    self.judge_machine(&format!("{case}.{keep}.{n}"), &stage, 0);
                 }
             }
         }
     }
 
+    fn judge_machine(&mut self, case: &str, stage: &Stage, level: u32) {
+        if self.wanted(case) {
+            let key = key_of(&[&digest(&stage.world), &stage.ledger.digest()]);
+            self.judge(case, stage.fork(), key, level);
+        }
+    }
+
     /// Judges one machine: as it is, while it is opened, when it is open, and after more was done.
-    fn judge(&mut self, case: &str, stage: &Stage, depth: u32) {
+    fn judge(&mut self, case: &str, mut stage: Stage, key: u64, level: u32) {
         if !self.wanted(case) {
             return;
         }
@@ -234,42 +343,49 @@ impl Explorer<'_> {
         if !stage.problems.is_empty() || self.found.violations.len() >= ENOUGH {
             return;
         }
-        let digest = digest(&stage.world, &stage.ledger);
-        if !self.seen.insert(digest) && self.bounds.only.is_none() {
+        if !self.seen.insert(key) && self.bounds.only.is_none() {
             self.found.duplicates += 1;
             return;
         }
-        self.found.states += 1;
+        self.found.states[level as usize % 4] += 1;
         // Now and then through another mount; which one follows from the state, to be found again.
-        let mount = |at: usize| 1 + u64::from(digest[at] % 5 / 4);
-        let mut stage = stage.fork();
-        if let Some(mut log) = stage.open_log(mount(0)) {
+        let mount = |shift: u32| 1 + u64::from((key >> shift) % 5 == 0);
+        let share = |n: u64, shift: u32| (key >> shift).is_multiple_of(n.max(1));
+        if let Some(mut log) = stage.open_log(mount(8)) {
             stage.judge(&mut log);
-            stage.verify(&mut log, Verdict::Torn);
+            if share(self.bounds.life_share, 16) {
+                stage.verify(&mut log, Verdict::Torn);
+            }
         }
-        if depth > 0 {
-            self.interrupt_opening(case, &stage, depth);
+        if level < self.bounds.depth && share(self.bounds.nested_share.pow(level + 1), 24) {
+            self.interrupt_opening(case, &stage, level + 1);
         }
-        self.found.retries += stage.retries;
-        stage.retries = 0;
-        stage.retry_keys(mount(1));
-        life_after(&mut stage, mount(1));
+        if let Some(writer) = stage.open(mount(32)) {
+            if let Some(mut log) = stage.open_log(mount(32)) {
+                let records = stage.judge(&mut log);
+                stage.problems.extend(stage.ledger.check_ends(&records).err());
+            }
+            stage.close(writer);
+            if self.seen.insert(look_of(&stage)) || share(self.bounds.life_share, 40) {
+                self.found.lives += 1;
+                stage.retry_keys(mount(32));
+                life_after(&mut stage, mount(32));
+            }
+        }
         self.complain(case, &stage.problems);
         self.found.retries += stage.retries;
     }
 
     /// Opens for writing with a crash at every operation of it.
-    fn interrupt_opening(&mut self, case: &str, stage: &Stage, depth: u32) {
+    fn interrupt_opening(&mut self, case: &str, stage: &Stage, level: u32) {
         let mut trial = stage.fork();
         let before = trial.world.operations();
         trial.world.record();
         drop(trial.open(1));
         let trace = trial.world.trace();
-        for operation in trace.iter().filter(|o| (o.number - before).is_multiple_of(self.bounds.open_stride))
-        {
+        for operation in &trace {
             let n = operation.number - before;
-            for (word, fault) in [("kill", Fault::Kill), ("cut", Fault::PowerCut), ("eio", Fault::once(EIO))]
-            {
+            for (word, fault) in [("kill", Fault::Kill), ("cut", Fault::PowerCut), ("eio", Fault::once(5))] {
                 let name = format!("{case}/open.{n}/{word}");
                 let parent = (operation.kind, &*operation.file) == ("sync_dir", ".");
                 if !self.wanted(&name) || (word == "eio" && parent) {
@@ -283,9 +399,9 @@ impl Explorer<'_> {
                 stage.world.clear_faults();
                 stage.expect_faults(false);
                 if word == "cut" {
-                    self.power_cut(&name, &stage, depth - 1);
+                    self.power_cut(&name, &stage, self.bounds.exhaustive.min(3), 1, level);
                 } else {
-                    self.judge(&name, &stage, depth - 1);
+                    self.judge_machine(&name, &stage, level);
                 }
             }
         }
@@ -293,19 +409,19 @@ impl Explorer<'_> {
 }
 
 /// The faults to plan for one operation, but for the power cut.
-fn faults(at: &Operation) -> Vec<(String, Fault)> {
+fn faults(at: &Operation, errnos: usize) -> Vec<(String, Fault)> {
     let mut faults = vec![("kill".to_owned(), Fault::Kill)];
     // Of the data directory's own entries no later sync tells more either; it is a new journal's
     // first act, and there is nothing yet to be lost.
     if (at.kind, &*at.file) == ("sync_dir", ".") {
         return faults;
     }
-    for (name, errno) in [("eio", EIO), ("enospc", ENOSPC)] {
+    for (name, errno) in &ERRNOS[..errnos] {
         // A directory that cannot be synced, and then not be changed either, has no way out.
         if at.kind != "sync_dir" {
-            faults.push((format!("{name}.sticky"), Fault::sticky(errno)));
+            faults.push((format!("{name}.sticky"), Fault::sticky(*errno)));
         }
-        faults.push((name.to_owned(), Fault::once(errno)));
+        faults.push(((*name).to_owned(), Fault::once(*errno)));
     }
     match at.kind {
         "write" => {
@@ -313,7 +429,7 @@ fn faults(at: &Operation) -> Vec<(String, Fault)> {
             faults.extend((1..=sectors).map(|k| (format!("kill.{k}"), Fault::KillAfterSectors(k))));
             for bytes in [1, at.len / 2, at.len.saturating_sub(1)] {
                 let bytes = usize::try_from(bytes).unwrap_or(0);
-                faults.push((format!("short.{bytes}"), Fault::Short { bytes, errno: EINTR }));
+                faults.push((format!("short.{bytes}"), Fault::Short { bytes, errno: ERRNOS[1].1 }));
             }
         }
         "sync" | "sync_dir" => {
@@ -321,9 +437,9 @@ fn faults(at: &Operation) -> Vec<(String, Fault)> {
             let singles = (0..8).map(|k| 1 << k);
             let omissions = (0..8).map(|k| !(1 << k));
             let masks: BTreeSet<u64> = prefixes.chain(singles).chain(omissions).chain([u64::MAX]).collect();
-            faults.extend(masks.into_iter().map(|survivors| {
-                (format!("eio.{survivors:x}"), Fault::Error { errno: EIO, sticky: false, survivors })
-            }));
+            let failed = |survivors| Fault::Error { errno: ERRNOS[0].1, sticky: false, survivors };
+            faults
+                .extend(masks.into_iter().map(|survivors| (format!("eio.{survivors:x}"), failed(survivors))));
         }
         _ => {}
     }
@@ -343,10 +459,16 @@ fn evict(world: &SimWorld) -> bool {
     changed
 }
 
-/// What is read, what is durable, what lies between, and what is demanded.
-fn digest(world: &SimWorld, ledger: &Ledger) -> [u8; blake3::OUT_LEN] {
+fn key_of(parts: &[&[u8]]) -> u64 {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&world.digest()).update(&ledger.digest());
+    parts.iter().for_each(|part| _ = hasher.update(part));
+    u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().unwrap_or_default())
+}
+
+/// What is read, what is durable, and what lies between.
+fn digest(world: &SimWorld) -> [u8; blake3::OUT_LEN] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&world.digest());
     let volatile = world.volatile();
     for name in world.names().iter().filter(|_| !volatile.is_empty()) {
         hasher.update(name.as_bytes()).update(&world.read_file(name).unwrap_or_default());
@@ -355,6 +477,19 @@ fn digest(world: &SimWorld, ledger: &Ledger) -> [u8; blake3::OUT_LEN] {
         hasher.update(world.describe(&unit).as_bytes());
     }
     *hasher.finalize().as_bytes()
+}
+
+/// What a machine looks like from some way off: the lengths of its files, and what its readers were
+/// shown.
+fn look_of(stage: &Stage) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"look").update(&stage.ledger.digest());
+    stage.world.lengths(&mut |name, len| {
+        if !name.starts_with("journal/live/") {
+            hasher.update(name.as_bytes()).update(&len.to_le_bytes());
+        }
+    });
+    key_of(&[hasher.finalize().as_bytes()])
 }
 
 /// The files of the journal, but for those that say who is alive.
@@ -388,6 +523,7 @@ fn life_after(stage: &mut Stage, mount: u64) {
     stage.look(mount);
     let _ = open_and_read(stage, mount);
     verified(stage, mount, "after opening at last");
+    stage.check_files(mount);
 }
 
 fn open_and_read(stage: &mut Stage, mount: u64) -> Option<Vec<Record>> {

@@ -7,6 +7,7 @@
 pub mod damage;
 pub mod explorer;
 pub mod oracle;
+pub mod sequences;
 pub mod stage;
 pub mod workloads;
 

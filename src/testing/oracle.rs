@@ -4,8 +4,9 @@
 use crate::error::{Error, ErrorKind};
 use crate::journal::Receipt;
 use crate::position::StreamId;
-use crate::record::{Body, Record, Status, event, terminal};
+use crate::record::{Body, Channel, Record, Status, event, terminal};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What became of a batch, as far as its writer was told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +26,12 @@ struct Submitted {
 }
 
 /// See the [module](self).
+///
+/// A copy is cheap: what two copies have in common they share.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    batches: Vec<Submitted>,
-    shown: Vec<Record>,
+    batches: Vec<Arc<Submitted>>,
+    shown: Vec<Arc<Record>>,
 }
 
 /// What a check says.
@@ -41,13 +44,13 @@ fn unless(right: bool, complaint: impl FnOnce() -> String) -> Finding {
 impl Ledger {
     /// Notes a batch that is about to be handed in; answers with its number.
     pub fn submit(&mut self, bodies: Vec<Body>) -> usize {
-        self.batches.push(Submitted { bodies, answer: Answer::Unknown });
+        self.batches.push(Arc::new(Submitted { bodies, answer: Answer::Unknown }));
         self.batches.len() - 1
     }
 
     /// Notes what its writer was told.
     pub fn answered(&mut self, batch: usize, answer: &Result<Receipt, Error>) {
-        self.batches[batch].answer = match answer {
+        Arc::make_mut(&mut self.batches[batch]).answer = match answer {
             Ok(receipt) => Answer::Acknowledged(*receipt),
             Err(error) => match error.kind() {
                 ErrorKind::Reopen | ErrorKind::Full => Answer::Unknown,
@@ -58,7 +61,7 @@ impl Ledger {
 
     /// Notes that a batch was refused for certain.
     pub fn refused(&mut self, batch: usize) {
-        self.batches[batch].answer = Answer::Refused;
+        Arc::make_mut(&mut self.batches[batch]).answer = Answer::Refused;
     }
 
     /// Whether a receipt was given or a record was shown.
@@ -81,9 +84,12 @@ impl Ledger {
                 Answer::Unknown => 2,
             }]);
         }
-        hasher.update(&self.shown.len().to_le_bytes());
         for record in &self.shown {
-            hasher.update(format!("{record:?}").as_bytes());
+            let owner = self.batches.iter().position(|b| b.bodies.contains(&record.body));
+            let owner = owner.map_or(u64::MAX, |owner| owner as u64);
+            for part in [record.position.0, record.stream.0, record.seq.0, owner] {
+                hasher.update(&part.to_le_bytes());
+            }
         }
         *hasher.finalize().as_bytes()
     }
@@ -94,7 +100,8 @@ impl Ledger {
         self.nothing_unshown(records)?;
         self.batches_are_whole(records)?;
         self.promises_are_kept(records)?;
-        self.shown = records.to_vec();
+        let more = records.iter().skip(self.shown.len());
+        self.shown.extend(more.cloned().map(Arc::new));
         Ok(())
     }
 
@@ -103,7 +110,7 @@ impl Ledger {
     pub fn check_follower(&self, records: &[Record]) -> Finding {
         contiguous(records)?;
         self.batches_are_whole(records)?;
-        let differs = self.shown.iter().zip(records).find(|(before, now)| before != now);
+        let differs = self.shown.iter().zip(records).find(|(before, now)| ***before != **now);
         unless(differs.is_none(), || format!("a follower shows {differs:?}"))
     }
 
@@ -112,7 +119,7 @@ impl Ledger {
             format!("{} records were shown before, now {}", self.shown.len(), records.len())
         })?;
         for (before, now) in self.shown.iter().zip(records) {
-            unless(before == now, || format!("record {} was {before:?}, now {now:?}", before.position))?;
+            unless(**before == *now, || format!("record {} was {before:?}, now {now:?}", before.position))?;
         }
         Ok(())
     }
@@ -191,6 +198,35 @@ impl Ledger {
             None => Ok(()),
         }
     }
+}
+
+/// What the files of all runs and of the timed jobs have to contain, but for `state.json` and
+/// `meta.json`: written down again from the words of the promise.
+pub fn expected_files(records: &[Record]) -> BTreeMap<String, Vec<u8>> {
+    let mut folders: BTreeMap<StreamId, String> = BTreeMap::new();
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for record in records {
+        let folder = folders.get(&record.stream).cloned().unwrap_or_default();
+        let mut append = |name: &str, bytes: &[u8]| {
+            files.entry(format!("{folder}/{name}")).or_default().extend_from_slice(bytes);
+        };
+        match &record.body {
+            Body::Run(request) => {
+                let folder = format!("runs/{}/{}", request.name.task, request.name.run);
+                folders.insert(record.stream, folder);
+            }
+            Body::Chunk(Channel::Stdout, bytes) => append("stdout.log", bytes),
+            Body::Chunk(Channel::Stderr, bytes) => append("stderr.log", bytes),
+            Body::Lifecycle(event) if !folder.is_empty() => {
+                let level = format!("{:?}", event.level).to_uppercase();
+                let (created, data) = (record.created_at.to_millis_string(), event.data.as_str());
+                let line = format!("{created} {level} {} {} {data}\n", event.event, event.message);
+                append("worker.log", line.as_bytes());
+            }
+            _ => {}
+        }
+    }
+    files
 }
 
 fn contiguous(records: &[Record]) -> Finding {

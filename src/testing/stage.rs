@@ -1,6 +1,6 @@
 //! A machine with its ledger, and the processes that act on it: what workloads are written in.
 
-use super::oracle::Ledger;
+use super::oracle::{self, Ledger};
 use crate::clock::{ManualClock, SeededEntropy};
 use crate::disk::sim::{SimDisk, SimWorld};
 use crate::engine::{Engine, Entry, Log, NewRecord, Options, World};
@@ -9,8 +9,10 @@ use crate::format::{Draft, Target};
 use crate::journal::{Batch, Conditions, Journal, JournalOptions, Receipt, Spares, Verdict};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::record::{
-    Body, Channel, Id, JsonText, Level, Lifecycle, Record, RunName, RunPrepared, Tick, kind, terminal,
+    Body, Channel, Checkpoint, FileFormat, Id, JsonText, Level, Lifecycle, Record, Replay, RunName,
+    RunPrepared, Tick, kind, terminal,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -225,9 +227,82 @@ impl Stage {
         self.hand_in(writer, bodies, |engine| engine.append(stream, None, &records))
     }
 
+    /// Appends one record under conditions.
+    pub fn append_under(
+        &mut self,
+        writer: &Writer,
+        stream: Option<StreamId>,
+        len: usize,
+        conditions: Conditions,
+    ) -> Option<Receipt> {
+        let stream = stream?;
+        let body = self.body(len);
+        let records = [body.clone().into()];
+        self.hand_in(writer, vec![body], |engine| engine.append(stream, conditions, &records))
+    }
+
+    /// Appends a checkpoint.
+    pub fn checkpoint(&mut self, writer: &Writer, stream: Option<StreamId>) -> Option<Receipt> {
+        let stream = stream?;
+        self.bodies += 1;
+        let content = self.bodies.to_string().into_bytes();
+        let body = Body::Checkpoint(Checkpoint {
+            number: u32::try_from(self.bodies).unwrap_or(u32::MAX),
+            kind: "note".to_owned(),
+            format: FileFormat::Text,
+            replay: Replay::None,
+            summary: String::new(),
+            total_len: content.len() as u64,
+            content,
+        });
+        let records = [body.clone().into()];
+        self.hand_in(writer, vec![body], |engine| engine.append(stream, None, &records))
+    }
+
+    /// Brings the files of all runs and of the timed jobs to the disk.
+    pub fn publish(&mut self, mount: u64) {
+        let Some(mut log) = self.open_log(mount) else { return };
+        let records = self.judge(&mut log);
+        let streams: BTreeSet<StreamId> = records.iter().map(|record| record.stream).collect();
+        for stream in streams {
+            if let Err(error) = log.rebuild(stream, true) {
+                self.complain("publishing", &error);
+            }
+        }
+    }
+
+    /// Opens as a conductor does, with files brought to the disk, and compares them with what they
+    /// have to contain.
+    pub fn check_files(&mut self, mount: u64) {
+        let (_, world) = self.process(mount);
+        let opened = Engine::open_in(world, Options { publish: true, ..self.options() });
+        let (engine, report) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.complain("opening with files", &error),
+        };
+        self.problems.extend(report.problems);
+        let Some(mut log) = self.open_log(mount) else { return };
+        let records = self.judge(&mut log);
+        for (name, wanted) in oracle::expected_files(&records) {
+            match self.world.read_file(&name) {
+                Ok(found) if found == wanted => {}
+                Ok(found) => {
+                    let at = found.iter().zip(&wanted).take_while(|(one, other)| one == other).count();
+                    let (found, wanted) = (found.len(), wanted.len());
+                    let what = format!("{name} is wrong from byte {at} on, {found} bytes for {wanted}");
+                    self.problems.push(what);
+                }
+                Err(error) => self.problems.push(format!("{name} is not there: {error}")),
+            }
+        }
+        if let Err(error) = engine.close() {
+            self.complain("closing", &error);
+        }
+    }
+
     /// Appends a record under an idempotency key of its own.
-    pub fn append_keyed(&mut self, writer: &Writer, stream: Option<StreamId>, len: usize) {
-        let Some(stream) = stream else { return };
+    pub fn append_keyed(&mut self, writer: &Writer, stream: Option<StreamId>, len: usize) -> Option<Receipt> {
+        let stream = stream?;
         let body = self.body(len);
         let key = format!("key {}", self.bodies);
         let record = [body.clone().into()];
@@ -235,6 +310,7 @@ impl Stage {
             engine.append(stream, Conditions::none().key(key.as_str()), &record)
         });
         self.keyed.push(Keyed { key, stream, body, receipt });
+        receipt
     }
 
     /// Says all that was appended under keys again, twice: what is in the journal gets the receipt it

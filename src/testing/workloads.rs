@@ -1,18 +1,77 @@
 //! Short uses of the log, each of them to be interrupted everywhere.
 
+use super::sequences::{Players, Sequence};
 use super::stage::Stage;
+use std::fmt;
 
 /// What is done to a machine: first undisturbed, then with a crash or a failure somewhere.
-#[derive(Debug, Clone, Copy)]
-pub struct Workload {
+#[derive(Debug, Clone)]
+pub enum Workload {
+    /// One of [`ALL`].
+    Named(&'static Named),
+    /// The last call of a sequence is what is disturbed.
+    Sequence(Sequence),
+}
+
+/// A workload that has a name.
+#[derive(Debug)]
+pub struct Named {
     /// What it is called in reports.
     pub name: &'static str,
-    /// How the journal is set up.
-    pub setting: fn() -> Stage,
-    /// Done undisturbed.
-    pub before: fn(&mut Stage),
-    /// Done with one fault at one operation.
-    pub act: fn(&mut Stage),
+    setting: fn() -> Stage,
+    before: fn(&mut Stage),
+    act: fn(&mut Stage),
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(named) => f.write_str(named.name),
+            Self::Sequence(sequence) => sequence.fmt(f),
+        }
+    }
+}
+
+impl Workload {
+    /// The one that a case was reported under: what stands before the first slash.
+    pub fn of_case(case: &str) -> Option<Self> {
+        let name = case.split('/').next()?;
+        let named = ALL.iter().find(|named| named.name == name).map(Self::Named);
+        named.or_else(|| Sequence::parse(name).map(Self::Sequence))
+    }
+
+    /// The machine before anything of it is done.
+    pub fn base(&self) -> Stage {
+        match self {
+            Self::Named(named) => {
+                let mut stage = (named.setting)();
+                (named.before)(&mut stage);
+                stage
+            }
+            Self::Sequence(sequence) => {
+                let mut stage = sequence.setting.stage();
+                sequence.setting.before(&mut stage);
+                stage
+            }
+        }
+    }
+
+    /// Does it; before the part that is to be disturbed, `plan` is asked to.
+    pub fn act(&self, stage: &mut Stage, plan: impl FnOnce(&mut Stage)) {
+        match self {
+            Self::Named(named) => {
+                plan(stage);
+                (named.act)(stage);
+            }
+            Self::Sequence(sequence) => {
+                let Some((last, before)) = sequence.calls.split_last() else { return };
+                let mut players = Players::default();
+                before.iter().for_each(|call| players.play(stage, *call));
+                plan(stage);
+                players.play(stage, *last);
+            }
+        }
+    }
 }
 
 const ROOMY: fn() -> Stage = || Stage::new(64 << 10, 64 << 10);
@@ -20,30 +79,30 @@ const NARROW: fn() -> Stage = || Stage::new(1400, 1400);
 const SPARES: fn() -> Stage = || Stage::new(1400, 1400).with_spares();
 
 /// All of them.
-pub const ALL: &[Workload] = &[
-    Workload { name: "create", setting: ROOMY, before: nothing, act: open_and_close },
-    Workload { name: "appends", setting: ROOMY, before: nothing, act: appends },
-    Workload { name: "continue", setting: ROOMY, before: a_run_that_ended, act: appends },
-    Workload { name: "keys", setting: ROOMY, before: nothing, act: keys },
-    Workload { name: "keys-narrow", setting: NARROW, before: a_run_without_end, act: keys },
-    Workload { name: "large", setting: ROOMY, before: a_run_that_ended, act: large_batch },
-    Workload { name: "group", setting: ROOMY, before: nothing, act: group },
-    Workload { name: "roll", setting: NARROW, before: a_run_that_ended, act: rolls },
-    Workload { name: "ticks", setting: NARROW, before: a_run_that_ended, act: ticks },
-    Workload { name: "dead-recorder", setting: ROOMY, before: a_run_without_end, act: open_and_close },
-    Workload { name: "dead-narrow", setting: NARROW, before: a_run_without_end, act: appends },
-    Workload { name: "next-boot", setting: ROOMY, before: another_boot, act: appends },
-    Workload { name: "doubt-next-boot", setting: ROOMY, before: doubt_then_boot, act: reading_then_writing },
-    Workload { name: "doubt-same-boot", setting: ROOMY, before: doubt, act: reading_then_writing },
-    Workload { name: "two-processes", setting: ROOMY, before: nothing, act: two_processes },
-    Workload { name: "two-narrow", setting: NARROW, before: a_run_that_ended, act: two_processes },
-    Workload { name: "two-mounts", setting: ROOMY, before: another_boot, act: two_mounts },
-    Workload { name: "readers", setting: NARROW, before: a_run_that_ended, act: readers_between },
-    Workload { name: "copied", setting: ROOMY, before: a_copy, act: appends },
-    Workload { name: "after-roll-crash", setting: NARROW, before: roll_cut_short, act: appends },
-    Workload { name: "after-unnamed-roll", setting: NARROW, before: roll_unnamed, act: open_and_close },
-    Workload { name: "spares", setting: SPARES, before: a_run_that_ended, act: rolls },
-    Workload { name: "spares-of-others", setting: SPARES, before: a_spare_of_the_dead, act: appends },
+pub const ALL: &[Named] = &[
+    Named { name: "create", setting: ROOMY, before: nothing, act: open_and_close },
+    Named { name: "appends", setting: ROOMY, before: nothing, act: appends },
+    Named { name: "continue", setting: ROOMY, before: a_run_that_ended, act: appends },
+    Named { name: "keys", setting: ROOMY, before: nothing, act: keys },
+    Named { name: "keys-narrow", setting: NARROW, before: a_run_without_end, act: keys },
+    Named { name: "large", setting: ROOMY, before: a_run_that_ended, act: large_batch },
+    Named { name: "group", setting: ROOMY, before: nothing, act: group },
+    Named { name: "roll", setting: NARROW, before: a_run_that_ended, act: rolls },
+    Named { name: "ticks", setting: NARROW, before: a_run_that_ended, act: ticks },
+    Named { name: "dead-recorder", setting: ROOMY, before: a_run_without_end, act: open_and_close },
+    Named { name: "dead-narrow", setting: NARROW, before: a_run_without_end, act: appends },
+    Named { name: "next-boot", setting: ROOMY, before: another_boot, act: appends },
+    Named { name: "doubt-next-boot", setting: ROOMY, before: doubt_then_boot, act: reading_then_writing },
+    Named { name: "doubt-same-boot", setting: ROOMY, before: doubt, act: reading_then_writing },
+    Named { name: "two-processes", setting: ROOMY, before: nothing, act: two_processes },
+    Named { name: "two-narrow", setting: NARROW, before: a_run_that_ended, act: two_processes },
+    Named { name: "two-mounts", setting: ROOMY, before: another_boot, act: two_mounts },
+    Named { name: "readers", setting: NARROW, before: a_run_that_ended, act: readers_between },
+    Named { name: "copied", setting: ROOMY, before: a_copy, act: appends },
+    Named { name: "after-roll-crash", setting: NARROW, before: roll_cut_short, act: appends },
+    Named { name: "after-unnamed-roll", setting: NARROW, before: roll_unnamed, act: open_and_close },
+    Named { name: "spares", setting: SPARES, before: a_run_that_ended, act: rolls },
+    Named { name: "spares-of-others", setting: SPARES, before: a_spare_of_the_dead, act: appends },
 ];
 
 fn nothing(_: &mut Stage) {}

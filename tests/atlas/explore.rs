@@ -1,33 +1,140 @@
-//! The simulated disk, crashed at every operation in every way that its contract permits.
+//! The simulated disk, crashed at every operation in every way that its contract permits: named
+//! workloads, every sequence of up to three calls, then sequences by chance for as long as there is
+//! time.
 
 use crate::{Asked, Found};
-use runwal::testing::explorer::{Bounds, explore};
-use runwal::testing::workloads::ALL;
+use runwal::testing::explorer::{Bounds, Explored, Seen, explore};
+use runwal::testing::sequences::Sequence;
+use runwal::testing::workloads::{ALL, Workload};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often the deep part says how far it is.
+const TELL: Duration = Duration::from_secs(20);
+
+type Work = Box<dyn Iterator<Item = (Workload, Bounds)> + Send>;
 
 pub(crate) fn run(asked: &Asked) -> Found {
-    let bounds = match (&asked.case, asked.until) {
-        (Some(case), _) => {
-            Bounds { only: Some(case.clone()), image_stride: 1, open_stride: 1, stride: 1, ..Bounds::quick() }
-        }
-        (None, Some(_)) => Bounds::every(1),
-        (None, None) => Bounds::quick(),
-    };
-    let next = AtomicUsize::new(0);
-    let found = Mutex::new(Found::default());
+    if let Some(case) = &asked.case {
+        return again(case);
+    }
+    let deep = asked.until.is_some() || asked.count.is_some();
+    let work = Mutex::new(if deep { deep_work() } else { quick_work() });
+    let seen = Seen::default();
+    let total = Mutex::new((Explored::default(), Instant::now()));
+    let begun = Instant::now();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+        for _ in 0..threads {
             scope.spawn(|| {
-                while let Some(workload) = ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let explored = explore(workload, &bounds);
-                    let mut found = found.lock().unwrap();
-                    found.count("operations", explored.operations);
-                    found.count("distinct crash states", explored.states);
-                    found.problems.extend(explored.violations);
+                while asked.until.is_none_or(|until| Instant::now() < until) {
+                    let Some((workload, bounds)) = work.lock().unwrap().next() else { break };
+                    let mut explored = explore(&workload, &bounds, &seen);
+                    if !explored.violations.is_empty() {
+                        explored.violations = shrunk(&workload, &bounds, explored.violations);
+                    }
+                    let mut total = total.lock().unwrap();
+                    total.0.add(explored);
+                    let states: u64 = total.0.states.iter().sum();
+                    if total.1.elapsed() > TELL {
+                        total.1 = Instant::now();
+                        eprintln!(
+                            "{states} states so far, {} wrong; at {workload}",
+                            total.0.violations.len()
+                        );
+                    }
+                    if asked.count.is_some_and(|count| states >= count) {
+                        break;
+                    }
                 }
             });
         }
     });
-    found.into_inner().unwrap()
+    let (explored, _) = total.into_inner().unwrap();
+    let mut found = found(explored);
+    let states: u64 =
+        found.counts.iter().filter(|(what, _)| what.starts_with("states")).map(|(_, n)| n).sum();
+    let seconds = begun.elapsed().as_secs().max(1) * threads as u64;
+    found.count("states per second and core", states / seconds);
+    found
+}
+
+fn found(explored: Explored) -> Found {
+    let mut found = Found::default();
+    found.count("operations", explored.operations);
+    found.count("faults", explored.faults);
+    for (depth, states) in explored.states.into_iter().enumerate() {
+        found.count(&format!("states with opening interrupted {depth} times"), states);
+    }
+    found.count("seen before", explored.duplicates);
+    found.count("followed to the end", explored.lives);
+    found.count("readers put off", explored.retries);
+    found.problems = explored.violations;
+    found
+}
+
+fn again(case: &str) -> Found {
+    let Some(workload) = Workload::of_case(case) else {
+        let mut found = Found::default();
+        found.problems.insert(case.to_owned(), "names no workload and no sequence".to_owned());
+        return found;
+    };
+    for operation in runwal::testing::explorer::operations(&workload) {
+        println!("    {operation}");
+    }
+    let bounds = Bounds::exhaustive(10).nested(3, 1).only(case);
+    found(explore(&workload, &bounds, &Seen::default()))
+}
+
+/// The same finding in a sequence with as few calls as possible.
+fn shrunk(
+    workload: &Workload,
+    bounds: &Bounds,
+    found: std::collections::BTreeMap<String, String>,
+) -> std::collections::BTreeMap<String, String> {
+    let Workload::Sequence(sequence) = workload else { return found };
+    for shorter in sequence.shorter() {
+        let shorter = Workload::Sequence(shorter);
+        let again = explore(&shorter, bounds, &Seen::default()).violations;
+        if !again.is_empty() {
+            return shrunk(&shorter, bounds, again);
+        }
+    }
+    found
+}
+
+fn named(bounds: Bounds) -> impl Iterator<Item = (Workload, Bounds)> + Send {
+    ALL.iter().map(move |named| (Workload::Named(named), bounds.clone()))
+}
+
+fn sequences(len: usize, bounds: Bounds) -> impl Iterator<Item = (Workload, Bounds)> + Send {
+    std::iter::once_with(move || Sequence::all(len))
+        .flatten()
+        .map(move |sequence| (Workload::Sequence(sequence), bounds.clone()))
+}
+
+fn quick_work() -> Work {
+    let fewer = Bounds { errnos: 2, looks: false, ..Bounds::exhaustive(5) };
+    Box::new(
+        named(Bounds::exhaustive(3).nested(1, 64))
+            .chain(sequences(1, Bounds::exhaustive(6).nested(1, 8)))
+            .chain(sequences(2, fewer)),
+    )
+}
+
+fn deep_work() -> Work {
+    let single = Bounds { errnos: 1, looks: false, ..Bounds::exhaustive(6) };
+    let by_chance = (0_u64..).map(|seed| {
+        let sequence = Sequence::random(seed, 4 + usize::try_from(seed % 40).unwrap_or(0));
+        let bounds = Bounds { errnos: 1, looks: false, ..Bounds::exhaustive(6).nested(3, 32) };
+        (Workload::Sequence(sequence), bounds)
+    });
+    Box::new(
+        quick_work()
+            .chain(sequences(1, Bounds::exhaustive(10).nested(2, 1)))
+            .chain(named(Bounds::exhaustive(8).nested(2, 16)))
+            .chain(sequences(2, Bounds::exhaustive(8).nested(2, 16)))
+            .chain(sequences(3, single.nested(1, 16)))
+            .chain(by_chance),
+    )
 }

@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use runwal::disk::os::OsDisk;
-use runwal::disk::sim::{Choices, Fate, Fault, SECTOR, SimDisk, SimWorld, Unit};
+use runwal::disk::sim::{Choices, Fate, Fault, Image, SECTOR, SimDisk, SimWorld, Unit};
 use runwal::disk::{Disk, File, Kind, Open};
 use runwal::error::{Error, ErrorKind};
 use runwal::testing::conformance;
@@ -114,7 +114,7 @@ fn tree(world: &SimWorld) -> BTreeMap<String, Vec<u8>> {
 fn worlds(world: &SimWorld) -> BTreeSet<BTreeMap<String, Vec<u8>>> {
     let choices = Choices::new(world, 12, 0, 0);
     assert!(choices.units().len() <= 12, "too many units to try all subsets");
-    choices.map(|(_, image)| tree(&image)).collect()
+    choices.map(|image| tree(&image.world)).collect()
 }
 
 /// The same, as the lists of names.
@@ -826,7 +826,7 @@ fn choices_give_every_distinct_image_once() {
         file.write_at(&sectors(&[fill]), i * SECTOR).unwrap();
     }
     let bytes = |choices: Choices| {
-        let images: Vec<_> = choices.map(|(_, image)| image.read_file("a").unwrap()).collect();
+        let images: Vec<_> = choices.map(|image| image.world.read_file("a").unwrap()).collect();
         let distinct: BTreeSet<_> = images.iter().cloned().collect();
         assert_eq!(images.len(), distinct.len(), "an image came twice");
         distinct
@@ -864,7 +864,8 @@ fn choices_tell_the_fates_and_try_garbage() {
     file.write_at(b"not any more of this cut", 0).unwrap();
     let units = choices.units().to_vec();
     let mut garbage = 0;
-    for (fates, image) in choices {
+    for Image { fates, world: image, digest } in choices {
+        assert_eq!(image.digest(), digest);
         let mut fate = fates.iter();
         let again = world.power_cut(&mut |unit| {
             assert_ne!(world.describe(unit), "", "who decides may ask");
@@ -1003,7 +1004,7 @@ proptest! {
             let _ = take(&disk, step, fill);
         }
         prop_assert_eq!(picture(&all_new(&world).process(1)), picture(&disk));
-        for (_, image) in Choices::new(&world, 4, 20, seed) {
+        for Image { world: image, .. } in Choices::new(&world, 4, 20, seed) {
             let disk = image.process(1);
             prop_assert!(image.volatile().is_empty());
             prop_assert_eq!(image.digest(), all_new(&image).digest());

@@ -4,8 +4,7 @@ use super::content::mix;
 use super::{Fate, SimWorld, Unit};
 use std::collections::BTreeSet;
 
-/// The machines that a power cut may leave, each distinct one once, with the fates that led to it
-/// (of the [`units`](Self::units), in their order).
+/// The machines that a power cut may leave, each distinct one once.
 ///
 /// With few volatile units all subsets of them are tried; with more: all new, all old, each alone
 /// old or new, and every prefix in the order of writing. Then each alone as garbage, and samples of
@@ -77,16 +76,28 @@ impl Choices {
     }
 }
 
+/// One machine that a power cut may leave.
+#[derive(Debug)]
+pub struct Image {
+    /// What became of the [`units`](Choices::units), in their order.
+    pub fates: Vec<Fate>,
+    /// The machine, just booted.
+    pub world: SimWorld,
+    /// Its [`SimWorld::digest`].
+    pub digest: [u8; blake3::OUT_LEN],
+}
+
 impl Iterator for Choices {
-    type Item = (Vec<Fate>, SimWorld);
+    type Item = Image;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let fates = self.fates(self.next)?;
             self.next += 1;
             let image = self.world.state().reboot(self.units.iter().zip(fates.iter().copied()));
-            if self.seen.insert(image.digest()) {
-                return Some((fates, SimWorld::of(image)));
+            let digest = image.digest();
+            if self.seen.insert(digest) {
+                return Some(Image { fates, world: SimWorld::of(image), digest });
             }
         }
     }

@@ -78,6 +78,14 @@ pub(super) struct Holder {
     pub(super) opening: u64,
 }
 
+/// Looks fail with this error from one on, or only that one.
+#[derive(Clone, Copy)]
+pub(super) struct LookFault {
+    pub(super) at: u64,
+    pub(super) errno: i32,
+    pub(super) sticky: bool,
+}
+
 #[derive(Clone)]
 pub(super) struct State {
     pub(super) boot: u64,
@@ -94,12 +102,18 @@ pub(super) struct State {
     pub(super) locks: BTreeMap<u64, Holder>,
     pub(super) operations: u64,
     pub(super) faults: BTreeMap<u64, Fault>,
+    pub(super) looks: u64,
+    pub(super) look_faults: Vec<LookFault>,
     pub(super) sticky: Option<Fault>,
     pub(super) trace: Option<Arc<Vec<Operation>>>,
 }
 
 pub(super) fn refused(doing: &str, name: &str, errno: Errno) -> Error {
     Error::io(format!("{doing} {name}"), errno.into())
+}
+
+fn failed(name: &str, errno: i32) -> Error {
+    Error::io(format!("simulated failure on {name}"), std::io::Error::from_raw_os_error(errno))
 }
 
 impl State {
@@ -134,24 +148,33 @@ impl State {
         }
     }
 
-    /// Every directory from the root to the one of this name.
-    fn directories(&self, name: &str) -> Result<Vec<u64>, Errno> {
-        let mut way = vec![self.root];
+    /// Visits every directory below the root on the way to the one of this name.
+    fn walk(&self, name: &str, visit: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+        let mut at = self.root;
         for part in name.split('/') {
             match part {
                 "" | ".." => return Err(Errno::INVAL),
                 "." => continue,
                 _ => {}
             }
-            let next = *self.entries(way[way.len() - 1])?.get(part).ok_or(Errno::NOENT)?;
-            self.entries(next)?;
-            way.push(next);
+            at = *self.entries(at)?.get(part).ok_or(Errno::NOENT)?;
+            self.entries(at)?;
+            visit(at);
         }
+        Ok(())
+    }
+
+    /// Every directory from the root to the one of this name.
+    fn directories(&self, name: &str) -> Result<Vec<u64>, Errno> {
+        let mut way = vec![self.root];
+        self.walk(name, &mut |directory| way.push(directory))?;
         Ok(way)
     }
 
     pub(super) fn directory(&self, name: &str) -> Result<u64, Errno> {
-        self.directories(name).map(|way| way[way.len() - 1])
+        let mut at = self.root;
+        self.walk(name, &mut |directory| at = directory)?;
+        Ok(at)
     }
 
     /// The directory a name stands in, and the last component.
@@ -439,6 +462,8 @@ impl State {
             locks: BTreeMap::new(),
             operations: 0,
             faults: BTreeMap::new(),
+            looks: 0,
+            look_faults: Vec::new(),
             sticky: None,
             trace: None,
         }
@@ -479,6 +504,18 @@ impl State {
             (true, false) => "process is dead",
         };
         Err(Error::io("simulated disk", std::io::Error::other(why)))
+    }
+
+    /// Counts one look at the disk.
+    pub(super) fn look(&mut self, process: u64, name: &str) -> Result<()> {
+        self.check(process)?;
+        self.looks += 1;
+        let now = self.looks;
+        let hit = |fault: &&LookFault| fault.at == now || (fault.sticky && fault.at < now);
+        match self.look_faults.iter().find(hit) {
+            Some(fault) => Err(failed(name, fault.errno)),
+            None => Ok(()),
+        }
     }
 
     /// The same machine with every process gone.
@@ -527,8 +564,7 @@ impl State {
     pub(super) fn finish(&mut self, process: u64, name: &str, fault: Option<Fault>) -> Result<()> {
         match fault {
             Some(Fault::Error { errno, .. } | Fault::Short { errno, .. }) => {
-                let source = std::io::Error::from_raw_os_error(errno);
-                return Err(Error::io(format!("simulated failure on {name}"), source));
+                return Err(failed(name, errno));
             }
             Some(Fault::KillAfterSectors(_)) => self.kill(process),
             _ => {}
