@@ -319,9 +319,14 @@ impl SimWorld {
         Self::of(state.reboot(units.iter().map(|unit| (unit, fate(unit)))))
     }
 
-    /// BLAKE3 of everything durable that can be reached: names, inode numbers, lengths and bytes.
-    pub fn digest(&self) -> [u8; blake3::OUT_LEN] {
+    /// A digest of everything durable that can be reached: names, inode numbers, lengths and bytes.
+    pub fn digest(&self) -> u128 {
         self.state().reboot(std::iter::empty()).digest()
+    }
+
+    /// A digest of everything that is read, that is durable, and that could become so.
+    pub fn digest_of_all(&self) -> u128 {
+        self.state().digest_of_all()
     }
 
     /// Forgets the cached bytes of a clean sector, so that the next read shows the durable ones;

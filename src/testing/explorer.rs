@@ -18,7 +18,7 @@ use super::workloads::Workload;
 use crate::disk::sim::{Choices, Fate, Fault, Operation, SECTOR, SimWorld};
 use crate::journal::Verdict;
 use crate::record::Record;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, PoisonError};
 
@@ -126,7 +126,10 @@ const MARK: &str = "journal/mark";
 /// What was judged before, by 64 bits of its digest: of 10⁸ states not one in a thousand such sets
 /// takes two for the same. Shared by all threads.
 #[derive(Debug)]
-pub struct Seen(Vec<Mutex<HashSet<u64, BuildHasherDefault<Same>>>>);
+pub struct Seen(Vec<Mutex<Keys>>);
+
+#[expect(clippy::disallowed_types, reason = "only asked whether something is in it")]
+type Keys = std::collections::HashSet<u64, BuildHasherDefault<Same>>;
 
 /// What is hashed is a digest already.
 #[derive(Debug, Default)]
@@ -195,7 +198,7 @@ pub fn explore(workload: &Workload, bounds: &Bounds, seen: &Seen) -> Explored {
     let mut marks = BTreeSet::new();
     for operation in &operations {
         let n = operation.number - before;
-        if n % bounds.stride == 0 {
+        if n.is_multiple_of(bounds.stride) {
             explorer.interrupt(workload, &base, &format!("{name}/{n}"), operation, &mut marks);
         }
     }
@@ -305,7 +308,7 @@ impl Explorer<'_> {
             return self.judge(&format!("{case}.{letters}"), stage.on(world), 0, level);
         }
         for image in Choices::new(&stage.world, exhaustive, samples, seed) {
-            let key = key_of(&[&image.digest, &demanded]);
+            let key = key_of(&[&image.digest.to_le_bytes(), &demanded]);
             let fates: String = image.fates.iter().map(|fate| fate.letter()).collect();
             self.judge(&format!("{case}.{fates}"), stage.on(image.world), key, level);
         }
@@ -329,7 +332,7 @@ impl Explorer<'_> {
 
     fn judge_machine(&mut self, case: &str, stage: &Stage, level: u32) {
         if self.wanted(case) {
-            let key = key_of(&[&digest(&stage.world), &stage.ledger.digest()]);
+            let key = key_of(&[&stage.world.digest_of_all().to_le_bytes(), &stage.ledger.digest()]);
             self.judge(case, stage.fork(), key, level);
         }
     }
@@ -349,7 +352,7 @@ impl Explorer<'_> {
         }
         self.found.states[level as usize % 4] += 1;
         // Now and then through another mount; which one follows from the state, to be found again.
-        let mount = |shift: u32| 1 + u64::from((key >> shift) % 5 == 0);
+        let mount = |shift: u32| 1 + u64::from((key >> shift).is_multiple_of(5));
         let share = |n: u64, shift: u32| (key >> shift).is_multiple_of(n.max(1));
         if let Some(mut log) = stage.open_log(mount(8)) {
             stage.judge(&mut log);
@@ -463,20 +466,6 @@ fn key_of(parts: &[&[u8]]) -> u64 {
     let mut hasher = blake3::Hasher::new();
     parts.iter().for_each(|part| _ = hasher.update(part));
     u64::from_le_bytes(hasher.finalize().as_bytes()[..8].try_into().unwrap_or_default())
-}
-
-/// What is read, what is durable, and what lies between.
-fn digest(world: &SimWorld) -> [u8; blake3::OUT_LEN] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&world.digest());
-    let volatile = world.volatile();
-    for name in world.names().iter().filter(|_| !volatile.is_empty()) {
-        hasher.update(name.as_bytes()).update(&world.read_file(name).unwrap_or_default());
-    }
-    for unit in volatile {
-        hasher.update(world.describe(&unit).as_bytes());
-    }
-    *hasher.finalize().as_bytes()
 }
 
 /// What a machine looks like from some way off: the lengths of its files, and what its readers were

@@ -14,6 +14,10 @@
 
 mod explore;
 
+/// Machines are made and thrown away by the thousand a second.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::process::ExitCode;

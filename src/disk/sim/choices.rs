@@ -17,7 +17,7 @@ pub struct Choices {
     samples: u64,
     seed: u64,
     next: u64,
-    seen: BTreeSet<[u8; blake3::OUT_LEN]>,
+    seen: BTreeSet<u128>,
 }
 
 impl Choices {
@@ -84,7 +84,7 @@ pub struct Image {
     /// The machine, just booted.
     pub world: SimWorld,
     /// Its [`SimWorld::digest`].
-    pub digest: [u8; blake3::OUT_LEN],
+    pub digest: u128,
 }
 
 impl Iterator for Choices {

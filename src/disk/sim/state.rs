@@ -1,6 +1,6 @@
 //! The machine: inodes, names, processes, and what becomes durable when.
 
-use super::content::{Bytes, Data};
+use super::content::{Bytes, Data, Digest, mix};
 use super::{Fate, Fault, Operation, SECTOR, Unit};
 use crate::disk::{Kind, Open, Stat};
 use crate::error::{Error, Result};
@@ -114,6 +114,22 @@ pub(super) fn refused(doing: &str, name: &str, errno: Errno) -> Error {
 
 fn failed(name: &str, errno: i32) -> Error {
     Error::io(format!("simulated failure on {name}"), std::io::Error::from_raw_os_error(errno))
+}
+
+fn hash_name(name: &str) -> u64 {
+    let part = |bytes: &[u8]| bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    name.as_bytes().chunks(8).fold(0, |hash: u64, bytes| mix(hash.rotate_left(17) ^ part(bytes)))
+}
+
+fn add_entries(directory: u64, entries: &Entries, digest: &mut Digest) {
+    for (name, inode) in entries {
+        digest.add(&[directory, u64::MAX - 1, *inode, hash_name(name)]);
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "half of it")]
+fn low(digest: u128) -> u64 {
+    digest as u64
 }
 
 impl State {
@@ -469,30 +485,50 @@ impl State {
         }
     }
 
-    /// Of a machine just booted, where everything is durable and nothing unreachable.
-    pub(super) fn digest(&self) -> [u8; blake3::OUT_LEN] {
-        let mut hasher = blake3::Hasher::new();
+    /// Of what is durable, of a machine just booted: there nothing is unreachable.
+    pub(super) fn digest(&self) -> u128 {
+        let mut digest = Digest::default();
         for (number, inode) in &self.inodes {
-            hasher.update(&number.to_le_bytes());
             match &inode.body {
-                Body::File(data) => {
-                    hasher.update(b"f").update(&data.durable.len.to_le_bytes());
-                    for (i, sector) in (0_u64..).zip(data.durable.slots.iter()) {
-                        let Some(sector) = sector else { continue };
-                        hasher.update(&i.to_le_bytes()).update(sector.digest());
-                    }
-                }
-                Body::Directory { durable, .. } => {
-                    hasher.update(b"d");
-                    for (name, inode) in durable {
-                        hasher.update(&inode.to_le_bytes()).update(name.as_bytes()).update(b"/");
-                    }
-                }
-                Body::Other(kind) => _ = hasher.update(kind.describe().as_bytes()),
+                Body::File(data) => data.durable.add_to(*number, &mut digest),
+                Body::Directory { durable, .. } => add_entries(*number, durable, &mut digest),
+                Body::Other(kind) => digest.add(&[*number, u64::MAX - 2, *kind as u64]),
             }
-            hasher.update(&u64::MAX.to_le_bytes());
         }
-        *hasher.finalize().as_bytes()
+        digest.value()
+    }
+
+    /// Of what is read, what is durable, and what lies between.
+    pub(super) fn digest_of_all(&self) -> u128 {
+        let mut digest = Digest::default();
+        let mut found = vec![self.root];
+        while let Some(number) = found.pop() {
+            match &self.inode(number).body {
+                Body::File(data) => data.now.add_to(number, &mut digest),
+                Body::Directory { now, .. } => {
+                    found.extend(now.values());
+                    add_entries(number, now, &mut digest);
+                }
+                Body::Other(_) => {}
+            }
+        }
+        for (nth, unit) in (0..).zip(self.units()) {
+            let (what, which) = match unit {
+                Unit::Sector { inode, sector, fresh, .. } => (inode, 4 * sector + u64::from(fresh)),
+                Unit::Length { inode, .. } => (inode, 2),
+                Unit::Entry { directory, .. } => (directory, 3),
+            };
+            digest.add(&[u64::MAX - 3, nth, what, which]);
+        }
+        for (nth, change) in (0..).zip(&self.changes) {
+            for edit in &change.edits {
+                let inode = edit.inode.unwrap_or(0);
+                digest.add(&[u64::MAX - 4, nth, edit.directory, inode, hash_name(&edit.name)]);
+            }
+        }
+        let durable = self.reboot(std::iter::empty()).digest();
+        digest.add(&[u64::MAX - 5, low(durable), low(durable >> 64)]);
+        digest.value()
     }
 
     // Processes and faults.
