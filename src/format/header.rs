@@ -1,7 +1,10 @@
 //! The segment header: two copies of 512 bytes at the start of each segment file.
 
 use super::bytes::Take;
-use super::{Digest, FOOTER_HEADER_LEN, Flaw, MAX_CAPACITY, MAX_FOOTER_LEN, MAX_SEGMENT_LEN, Site, VERSION};
+use super::{
+    Digest, FOOTER_HEADER_LEN, Flaw, MAX_CAPACITY, MAX_FOOTER_LEN, MAX_SEGMENT_LEN, MAX_SEGMENT_NUMBER, Site,
+    VERSION,
+};
 use crate::position::{Position, Time};
 
 /// Bytes of one copy of the header.
@@ -48,6 +51,11 @@ impl SegmentHeader {
     /// The place its batches stand in.
     pub fn site(&self) -> Site {
         Site { journal: self.journal, segment: self.segment, salt: self.salt }
+    }
+
+    /// The epoch of a segment that recovery makes behind this one.
+    pub(crate) fn next_epoch(&self) -> u64 {
+        (self.epoch + 1).min(MAX_SEGMENT_NUMBER)
     }
 
     /// Both copies, as they stand at the start of the file.
@@ -121,6 +129,7 @@ impl SegmentHeader {
             lost: (Position(take.u64()?), Position(take.u64()?)),
         };
         if header.segment == 0
+            || header.segment.max(header.epoch) > MAX_SEGMENT_NUMBER
             || header.first_position.0 == 0
             || header.capacity > MAX_CAPACITY
             || header.prev_end > MAX_SEGMENT_LEN

@@ -1,7 +1,7 @@
 //! The mark: how processes tell each other what is durable.
 
-use super::Digest;
 use super::bytes::Take;
+use super::{Digest, MAX_SEGMENT_NUMBER};
 use crate::position::{Position, Session, Time};
 
 /// Bytes of the mark file.
@@ -71,7 +71,7 @@ impl Mark {
         if take.array()? != MAGIC || take.u32()? != 1 {
             return None;
         }
-        Some(Self {
+        let mark = Self {
             counter: take.u64()?,
             session: Session { boot: take.array()?, device: take.u64()?, mount: take.u64()? },
             inode: take.u64()?,
@@ -80,7 +80,8 @@ impl Mark {
             end: take.u64()?,
             position: Position(take.u64()?),
             chain: take.array()?,
-        })
+        };
+        (mark.segment <= MAX_SEGMENT_NUMBER).then_some(mark)
     }
 }
 

@@ -36,6 +36,10 @@ pub const FIRST_CAPACITY: u64 = 256 << 10;
 /// The capacity that segments grow to.
 pub const MAX_CAPACITY: u64 = 64 << 20;
 
+/// The highest number of a segment, and the most recoveries: far out of reach, and whatever is read
+/// can be counted on from.
+pub(crate) const MAX_SEGMENT_NUMBER: u64 = i64::MAX.cast_unsigned();
+
 /// A 256-bit BLAKE3 digest.
 pub type Digest = [u8; 32];
 

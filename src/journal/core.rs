@@ -349,7 +349,7 @@ impl Core {
             let salt = core.entropy.number()?;
             let old = &found.segment.header;
             let mut header = recovery::successor(old, &found.proven, salt, &*core.clock)?;
-            header.epoch += 1;
+            header.epoch = header.next_epoch();
             header.born_upto = found.good.position;
             let blank = Blank::fresh(&*core.disk, &*core.entropy)?;
             let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &copies)?;

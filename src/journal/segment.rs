@@ -4,7 +4,7 @@ use crate::disk::{Disk, File, Kind, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock, MAX_SEGMENT_LEN,
-    SEGMENT_DATA_START, SegmentHeader,
+    MAX_SEGMENT_NUMBER, SEGMENT_DATA_START, SegmentHeader,
 };
 use crate::position::{Position, to_usize};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(crate) fn file_name(number: u64) -> String {
 /// The number in a segment's file name, if it is exactly what [`file_name`] makes.
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
-    let number = digits.parse().ok().filter(|number| *number > 0)?;
+    let number = digits.parse().ok().filter(|number| (1..=MAX_SEGMENT_NUMBER).contains(number))?;
     let padded = digits.len() == 10 || (digits.len() > 10 && !digits.starts_with('0'));
     (padded && digits.bytes().all(|digit| digit.is_ascii_digit())).then_some(number)
 }

@@ -22,6 +22,7 @@ import zlib
 from collections import Counter
 
 U64 = (1 << 64) - 1
+LAST_SEGMENT = (1 << 63) - 1
 MIB = 1 << 20
 BLOCK = 1024
 BATCH = 116
@@ -473,10 +474,10 @@ class Segment:
         if version != 1 or flags:
             raise Unsupported(f"segment {self.number}: version {version}, incompatible flags {flags:#x}")
         self.broken_copy = None if all(right) else 512 * right.index(False)
-        (self.journal, number, _, self.salt, self.before_salt, self.first, self.before_end, self.before_footer,
+        (self.journal, number, epoch, self.salt, self.before_salt, self.first, self.before_end, self.before_footer,
          self.chain, self.born, capacity, _, self.given_first,
          self.given_last) = struct.unpack_from("<16sQQQQQQQ32sQQqQQ", copies[0], 16)
-        if number != self.number or not self.first or capacity > 64 * MIB or \
+        if number != self.number or epoch > LAST_SEGMENT or not self.first or capacity > 64 * MIB or \
                 self.before_end > 256 * MIB or self.before_footer > 16 * MIB + 24:
             raise Malformed("the header is of another segment or says what cannot be")
 
@@ -629,7 +630,7 @@ class Mark:
         except (Malformed, OSError):
             return
         slots = [s for s in (data[:132], data[512:644]) if len(s) == 132 and zlib.crc32(s[:128]) == u32(s, 128)]
-        slots = [s for s in slots if s[:8] == b"RWM1\1\0\0\0"]
+        slots = [s for s in slots if s[:8] == b"RWM1\1\0\0\0" and s[79] < 128]
         if slots:
             slot = max(slots, key=lambda s: struct.unpack_from("<Q", s, 8))
             (boot, _, _, found, self.journal, self.segment, self.end,
@@ -678,7 +679,7 @@ class Journal:
         """Number and path of each segment."""
         for name in os.listdir(self.directory) if os.path.isdir(self.directory) else []:
             number = re.fullmatch(r"([0-9]{10,20})\.seg", name)
-            if number and name == f"{int(number[1]):010}.seg" and 1 <= int(number[1]) <= U64:
+            if number and name == f"{int(number[1]):010}.seg" and 1 <= int(number[1]) <= LAST_SEGMENT:
                 yield int(number[1]), os.path.join(self.directory, name)
 
     def check_journal_ids(self):

@@ -90,3 +90,25 @@ fn giving_up_survives_a_crash_at_every_operation() {
     }
     println!("{judged} states judged");
 }
+
+/// Files with the highest numbers a name can have: nothing counts beyond them.
+#[test]
+fn a_file_with_the_last_number_stops_nobody_for_good() {
+    for (number, is_segment) in [(u64::MAX, false), (u64::MAX >> 1, true)] {
+        let mut stage = Stage::new(1400, 1400);
+        let writer = stage.open(1).expect("opened");
+        stage.tick(&writer);
+        stage.close(writer);
+        let name = format!("journal/{number:010}.seg");
+        stage.world.write_file(&name, &[7; 2_000]).expect("planted");
+        let (_, world) = stage.process(1);
+        assert_eq!(Engine::accept_damage(world, &stage.options()).is_err(), is_segment, "{name}");
+        stage.look(1);
+        stage.world.remove_file(&name).expect("removed");
+        let writer = stage.open(1).expect("opened when it is gone");
+        stage.tick(&writer);
+        stage.close(writer);
+        stage.look(1);
+        assert!(stage.problems.is_empty(), "{name}: {:?}", stage.problems);
+    }
+}

@@ -3,8 +3,8 @@
 
 use super::{Core, mark_at, next};
 use crate::disk::{Kind, Open, Stat};
-use crate::error::Result;
-use crate::format::{Phase, SEGMENT_DATA_START, SegmentHeader};
+use crate::error::{Error, Result};
+use crate::format::{MAX_SEGMENT_NUMBER, Phase, SEGMENT_DATA_START, SegmentHeader};
 use crate::journal::index;
 use crate::journal::mark::MarkView;
 use crate::journal::recovery::{self, Plan};
@@ -53,7 +53,7 @@ impl Core {
                 };
                 let mut header =
                     recovery::successor(&found.segment.header, &end, self.entropy.number()?, &*self.clock)?;
-                header.epoch += 1;
+                header.epoch = header.next_epoch();
                 (header, damage)
             }
             Err(Unopened::Failed(error)) => return Err(error),
@@ -134,12 +134,16 @@ impl Core {
         };
         // A copied mark proves nothing of this copy, but its numbers are taken all the same.
         let upto = mark.best.map_or(told, |best| best.position).max(told).max(from);
+        if last >= MAX_SEGMENT_NUMBER {
+            let message = format!("no segment can follow {}", segment::file_name(last));
+            return Err(Error::corrupt_data(message, "Move that file away, and try again."));
+        }
         let base = recovery::first_header(&*self.entropy, &*self.clock)?;
         let journal = before.as_ref().map(|s| s.header.journal).or(mark.evidence().map(|m| m.journal));
         let header = SegmentHeader {
             journal: journal.unwrap_or(base.journal),
             segment: last + 1,
-            epoch: before.as_ref().map_or(1, |s| s.header.epoch + 1),
+            epoch: before.as_ref().map_or(1, |s| s.header.next_epoch()),
             first_position: next(upto)?,
             chain: mark.evidence().map_or([0; 32], |m| m.chain),
             born_upto: upto,
