@@ -488,8 +488,9 @@ fn journal_files(world: &SimWorld) -> BTreeMap<String, Vec<u8>> {
     kept.map(|name| (name.clone(), world.read_file(&name).unwrap_or_default())).collect()
 }
 
-/// Opens, checks, opens again, goes on, loses power, and checks once more.
-fn life_after(stage: &mut Stage, mount: u64) {
+/// Opens, checks, opens again, goes on, loses power, and checks once more: what every machine must be
+/// good for, whatever became of those who wrote on it. They have to be gone.
+pub fn life_after(stage: &mut Stage, mount: u64) {
     let Some(first) = open_and_read(stage, mount) else { return };
     let files = journal_files(&stage.world);
     let Some(second) = open_and_read(stage, mount) else { return };

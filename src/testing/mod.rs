@@ -11,6 +11,22 @@ pub mod sequences;
 pub mod stage;
 pub mod workloads;
 
+/// The bytes of what records say, which otherwise the engine alone writes and reads: for fuzzing.
+pub mod bodies {
+    use crate::error::Result;
+    use crate::record::Body;
+
+    /// The payload of a record that says this, and the version of its schema.
+    pub fn encode(body: &Body) -> Result<(Vec<u8>, u8)> {
+        body.encode().map(|(bytes, version)| (bytes.into_owned(), version))
+    }
+
+    /// What a payload says; in words, why it does not follow its kind's schema.
+    pub fn decode(kind: u8, version: u8, payload: Vec<u8>) -> Result<Body, String> {
+        Body::decode(kind, version, payload)
+    }
+}
+
 /// Checks that every [`Disk`](crate::disk::Disk) must pass, as far as they can be made without
 /// crashing.
 pub mod conformance {

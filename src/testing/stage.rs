@@ -114,6 +114,11 @@ impl Stage {
         self.faulty = faulty;
     }
 
+    /// Whether operations may fail, see [`expect_faults`](Self::expect_faults).
+    pub fn expects_faults(&self) -> bool {
+        self.faulty
+    }
+
     /// Cuts the power now; of what is volatile, nothing is kept, or everything.
     pub fn restart(&mut self, keep: bool) {
         let fate = if keep { crate::disk::sim::Fate::New } else { crate::disk::sim::Fate::Old };
@@ -221,10 +226,21 @@ impl Stage {
 
     /// Appends one batch of records of these lengths.
     pub fn append(&mut self, writer: &Writer, stream: Option<StreamId>, lens: &[usize]) -> Option<Receipt> {
+        self.append_if(writer, stream, Conditions::none(), lens)
+    }
+
+    /// The same under conditions; where they do not hold, there is no receipt.
+    pub fn append_if(
+        &mut self,
+        writer: &Writer,
+        stream: Option<StreamId>,
+        conditions: Conditions,
+        lens: &[usize],
+    ) -> Option<Receipt> {
         let stream = stream?;
         let bodies: Vec<_> = lens.iter().map(|len| self.body(*len)).collect();
         let records: Vec<NewRecord> = bodies.iter().cloned().map(NewRecord::from).collect();
-        self.hand_in(writer, bodies, |engine| engine.append(stream, None, &records))
+        self.hand_in(writer, bodies, |engine| engine.append(stream, conditions, &records))
     }
 
     /// Appends one record under conditions.
