@@ -215,6 +215,7 @@ TYPE = re.compile(r"[a-z0-9_]{1,64}")
 TOKEN = re.compile(r'''(?P<string>"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*)*")'''
                    r"|(?P<scalar>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null)"
                    r"|(?P<mark>[\[\]{},:])")
+SPACE = re.compile("[ \t\n\r]*")
 HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
@@ -227,15 +228,22 @@ class Pairs(list):
 
 
 def tokens(text):
-    """The tokens of a JSON text without white space between them, and an empty one at the end."""
-    at = 0
+    """The tokens of a JSON text, whatever white space stands between them, and an empty one at the end."""
+    at = SPACE.match(text).end()
     while at < len(text):
         found = TOKEN.match(text, at)
         if not found:
             raise Malformed("not JSON")
         yield found.group() if found.lastgroup == "mark" else found.lastgroup, at, found.end()
-        at = found.end()
+        at = SPACE.match(text, found.end()).end()
     yield "", at, at
+
+
+def read_json(f):
+    """JSON as its text, without the white space between its tokens."""
+    text = f.string()
+    check_json(text)
+    return "".join(text[at:end] for _, at, end in tokens(text))
 
 
 def check_json(text):
@@ -346,8 +354,7 @@ def read_parent(f):
 
 def read_lifecycle(f, _):
     """Kind 2."""
-    fields = {"type": f.string(TYPE), "level": f.choice(LEVELS), "message": f.string(), "data": Raw(f.string())}
-    check_json(fields["data"])
+    fields = {"type": f.string(TYPE), "level": f.choice(LEVELS), "message": f.string(), "data": Raw(read_json(f))}
     return fields
 
 
@@ -379,7 +386,7 @@ def read_tick(f, record):
     batch, runner, stage, result, error = f.string(), f.string(), f.string(), f.option(f.string), f.option(f.string)
     line = Pairs([("batch_id", batch), ("duration_ms", f.option(f.number, "Q")), ("error", error), ("result", result),
                   ("runner", runner), ("stage", stage), ("ts", time_text(record.created, 3))])
-    details, used, depths = f.string(), {key for key, _ in line}, Counter()
+    details, used, depths = read_json(f), {key for key, _ in line}, Counter()
     members = check_json(details)
     if not details.startswith("{"):
         raise Malformed("details that are no object")
