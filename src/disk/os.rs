@@ -385,7 +385,7 @@ impl File for OsFile {
 
     fn unlock(&self) -> Result<()> {
         self.locked.store(false, Ordering::Relaxed);
-        fs::flock(&self.fd, FlockOperation::Unlock).map_err(|e| self.error("unlocking", e))
+        retry(|| fs::flock(&self.fd, FlockOperation::Unlock)).map_err(|e| self.error("unlocking", e))
     }
 
     fn drop_cache(&self) -> Result<()> {
@@ -398,7 +398,7 @@ impl Drop for OsFile {
     /// thread is starting at this moment, until that is another program.
     fn drop(&mut self) {
         if self.locked.load(Ordering::Relaxed) {
-            let _ = fs::flock(&self.fd, FlockOperation::Unlock);
+            let _ = retry(|| fs::flock(&self.fd, FlockOperation::Unlock));
         }
     }
 }
@@ -410,7 +410,7 @@ fn sync_parent(path: &Path) -> Result<()> {
         _ => Path::new("."),
     };
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    fs::open(parent, flags, Mode::empty())
+    retry(|| fs::open(parent, flags, Mode::empty()))
         .and_then(fs::fsync)
         .map_err(|e| Error::io(format!("syncing {}", parent.display()), e.into()))
 }
@@ -419,8 +419,8 @@ fn sync_parent(path: &Path) -> Result<()> {
 pub(crate) fn boot_id() -> Result<[u8; 16]> {
     let name = "/proc/sys/kernel/random/boot_id";
     let mut text = [0_u8; 36];
-    let read = fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .and_then(|fd| rustix::io::read(fd, &mut text))
+    let read = retry(|| fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
+        .and_then(|fd| retry(|| rustix::io::read(&fd, &mut text)))
         .map_err(|e| Error::io(format!("reading {name}"), e.into()))?;
     let mut id = [0_u8; 16];
     let digits = text[..read].iter().filter_map(|b| char::from(*b).to_digit(16));
