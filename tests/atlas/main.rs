@@ -11,8 +11,20 @@
 //! printed with the arguments that show it again; the exit code is 1 then.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by ending")]
+#![allow(clippy::disallowed_methods, reason = "it is about this machine: its clock, its files")]
 
+mod calls;
+mod chance;
+mod disks;
 mod explore;
+mod journal;
+mod kills;
+mod ledger;
+mod machine;
+mod mounts;
+mod power;
+mod process;
+mod worker;
 
 /// Machines are made and thrown away by the thousand a second.
 #[global_allocator]
@@ -34,11 +46,24 @@ pub(crate) struct Asked {
     case: Option<String>,
 }
 
+impl Asked {
+    /// Whether more is asked for than what is done; `quick` is what the quick part has.
+    pub(crate) fn goes_on(&self, done: u64, quick: u64) -> bool {
+        match (self.count, self.until) {
+            (Some(count), _) => done < count,
+            (None, Some(until)) => Instant::now() < until,
+            (None, None) => done < quick,
+        }
+    }
+}
+
 /// What a layer did and found.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     /// What was counted, by its name.
     counts: BTreeMap<String, u64>,
+    /// What else is worth a word.
+    notes: Vec<String>,
     /// What could not be done here, with the reason.
     skipped: Vec<String>,
     /// What is wrong: the case, and the complaint.
@@ -49,12 +74,19 @@ impl Found {
     pub(crate) fn count(&mut self, what: &str, n: u64) {
         *self.counts.entry(what.to_owned()).or_default() += n;
     }
+
+    /// Notes how fast something went.
+    pub(crate) fn rate(&mut self, what: &str, n: u64, since: Instant) {
+        let n = f64::from(u32::try_from(n).unwrap_or(u32::MAX));
+        self.notes.push(format!("{:.1} {what} a second", n / since.elapsed().as_secs_f64()));
+    }
 }
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts: Vec<_> = self.counts.iter().map(|(what, n)| format!("{n} {what}")).collect();
         writeln!(f, "{}", counts.join(", "))?;
+        self.notes.iter().try_for_each(|note| writeln!(f, "    {note}"))?;
         self.skipped.iter().try_for_each(|what| writeln!(f, "    skipped: {what}"))?;
         self.problems.iter().try_for_each(|(case, complaint)| writeln!(f, "    WRONG {case}: {complaint}"))
     }
@@ -68,15 +100,45 @@ struct Layer {
     run: fn(&Asked) -> Found,
 }
 
-const LAYERS: &[Layer] = &[Layer {
-    name: "explore",
-    about: "the simulated disk, crashed at every operation in every way",
-    share: 6,
-    run: explore::run,
-}];
+const LAYERS: &[Layer] = &[
+    Layer {
+        name: "explore",
+        about: "the simulated disk, crashed at every operation in every way",
+        share: 6,
+        run: explore::run,
+    },
+    Layer {
+        name: "kills",
+        about: "real processes, killed at random moments and at every system call",
+        share: 2,
+        run: kills::run,
+    },
+    Layer {
+        name: "calls",
+        about: "real processes, each system call of which fails in every way",
+        share: 2,
+        run: calls::run,
+    },
+    Layer {
+        name: "power",
+        about: "the power of real file systems cut while a process writes",
+        share: 2,
+        run: power::run,
+    },
+    Layer {
+        name: "disks",
+        about: "disks that fail syncs, are full or read-only, and limits of a process",
+        share: 1,
+        run: disks::run,
+    },
+];
 
 fn main() -> ExitCode {
-    match begin(std::env::args().skip(1)) {
+    let mut args = std::env::args().skip(1).peekable();
+    if args.next_if(|arg| arg == "--worker").is_some() {
+        return worker::main(args);
+    }
+    match begin(args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(usage) => {
