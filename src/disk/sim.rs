@@ -319,6 +319,14 @@ impl SimWorld {
         Self::of(state.reboot(units.iter().map(|unit| (unit, fate(unit)))))
     }
 
+    /// The same machine as if it had not been started anew: only the file system was lost and mounted
+    /// again, which processes see as another mount.
+    #[must_use]
+    pub fn remounted(self) -> Self {
+        self.state().boot -= 1;
+        self
+    }
+
     /// A digest of everything durable that can be reached: names, inode numbers, lengths and bytes.
     pub fn digest(&self) -> u128 {
         self.state().reboot(std::iter::empty()).digest()

@@ -47,6 +47,8 @@ pub(crate) struct ReadHandle {
     disk: Arc<dyn Disk>,
     mark: Option<MarkFile>,
     seen: MarkView,
+    /// The counter of the first mark seen that was written through another mount.
+    elsewhere: Option<u64>,
     view: Option<View>,
     /// Damage at the end, which no scan of what is readable meets.
     pub(crate) end_damage: Vec<Damage>,
@@ -55,20 +57,20 @@ pub(crate) struct ReadHandle {
 }
 
 impl ReadHandle {
-    pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Self> {
+    /// A handle that has not looked yet.
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Result<Self> {
         if disk.stat(FOLDER)?.is_none() {
             return Err(Error::new(ErrorKind::NotFound, "there is no journal in this data directory"));
         }
-        let mut handle = Self {
+        Ok(Self {
             disk,
             mark: None,
             seen: MarkView::ABSENT,
+            elsewhere: None,
             view: None,
             end_damage: Vec::new(),
             incomplete: None,
-        };
-        handle.refresh()?;
-        Ok(handle)
+        })
     }
 
     /// Moves on to what is durable now. Answers whether that is more than before.
@@ -87,10 +89,11 @@ impl ReadHandle {
             if self.view.is_some() && mark.same(&self.seen) {
                 return Ok(self.durable() > before);
             }
-            let live = matches!(mark.standing, Standing::Current | Standing::OtherMount);
-            let done = match mark.best.filter(|_| live) {
-                Some(best) => self.follow(&best)? || self.settle(&mark)?,
-                None => self.settle(&mark)?,
+            let done = match &mark.best {
+                Some(best) if self.is_live(mark.standing, best)? => {
+                    self.follow(best)? || self.settle(&mark)?
+                }
+                _ => self.settle(&mark)?,
             };
             if done {
                 self.seen = mark;
@@ -101,7 +104,8 @@ impl ReadHandle {
             // Never a shorter answer than before; the next refresh looks again.
             return Ok(self.durable() > before);
         }
-        Err(Error::new(ErrorKind::Retry, "the mark is damaged while a writer is at work, or died at it")
+        let why = "the mark is damaged, or of another mount, while a writer is at work, or died at it";
+        Err(Error::new(ErrorKind::Retry, why)
             .hint("Nothing is lost. Try again; if no writer is at work, `runwal recover` settles it."))
     }
 
@@ -112,6 +116,32 @@ impl ReadHandle {
 
     fn read_mark(&self) -> Result<MarkView> {
         self.mark.as_ref().map_or(Ok(MarkView::ABSENT), MarkFile::read)
+    }
+
+    /// Whether a mark tells all that is durable. One that was written through another mount does not
+    /// where the file system was lost and mounted anew since: the mark is never synced, and may be an
+    /// earlier one. It does where nothing stands behind it, or where it is seen to move: only a writer
+    /// does that, who has settled everything before.
+    fn is_live(&mut self, standing: Standing, mark: &Mark) -> Result<bool> {
+        match standing {
+            Standing::Current => Ok(true),
+            Standing::OtherMount => {
+                let first = *self.elsewhere.get_or_insert(mark.counter);
+                Ok(first != mark.counter || self.is_end(mark)?)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether nothing stands behind a mark.
+    fn is_end(&self, mark: &Mark) -> Result<bool> {
+        if self.disk.stat(&segment::file_name(mark.segment + 1))?.is_some() {
+            return Ok(false);
+        }
+        let Some(segment) = self.openable(mark.segment)? else { return Ok(false) };
+        let mut head = [0; BATCH_HEADER_LEN];
+        let read = segment.file.read_at(&mut head, mark.end)?;
+        Ok(head[..read].iter().all(|byte| *byte == 0))
     }
 
     /// Shows up to the mark. `false` where the segment it names cannot be read.
@@ -166,11 +196,11 @@ impl ReadHandle {
         // Only what the mark says about this very segment counts for its inspection.
         let found = recovery::inspect(segment, None, (named == number).then_some(told))?;
         found.segment.file.sync()?;
-        // With a slot damaged, what was seen may be of a writer that has not synced yet, and whose
-        // sync may fail. Both looks are needed: the slots for one that finished, the word for one
-        // that did not.
+        // With a slot damaged, or through another mount, what was seen may be of a writer that has not
+        // synced yet, and whose sync may fail. Both looks are needed: the slots for one that finished,
+        // the word for one that did not.
         let again = self.read_mark()?;
-        let unproven = matches!(mark.standing, Standing::OneSlot | Standing::Absent);
+        let unproven = matches!(mark.standing, Standing::OneSlot | Standing::Absent | Standing::OtherMount);
         if !again.same(mark) || (unproven && again.activity == Activity::Now) {
             return Ok(false);
         }

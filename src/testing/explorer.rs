@@ -305,13 +305,20 @@ impl Explorer<'_> {
             let mut fates = wanted.chars().map(|letter| Fate::of_letter(letter).unwrap_or(Fate::Old));
             let world = stage.world.power_cut(&mut |_| fates.next().unwrap_or(Fate::Old));
             let letters = wanted.split('/').next().unwrap_or_default();
-            return self.judge(&format!("{case}.{letters}"), stage.on(world), 0, level);
+            let key = key_of(&[&world.digest().to_le_bytes(), &demanded]);
+            return self.judge_image(&format!("{case}.{letters}"), stage.on(world), key, level);
         }
         for image in Choices::new(&stage.world, exhaustive, samples, seed) {
             let key = key_of(&[&image.digest.to_le_bytes(), &demanded]);
             let fates: String = image.fates.iter().map(|fate| fate.letter()).collect();
-            self.judge(&format!("{case}.{fates}"), stage.on(image.world), key, level);
+            self.judge_image(&format!("{case}.{fates}"), stage.on(image.world), key, level);
         }
+    }
+
+    /// Of a machine that has lost its power; now and then only its file system was lost.
+    fn judge_image(&mut self, case: &str, stage: Stage, key: u64, level: u32) {
+        let stage = if (key >> 48).is_multiple_of(8) { stage.remounted() } else { stage };
+        self.judge(case, stage, key, level);
     }
 
     /// The kernel may have written any earlier state of the mark to the disk.
@@ -324,7 +331,12 @@ impl Explorer<'_> {
                 let mut stage = stage.fork();
                 stage.restart(keep);
                 if stage.world.read_file(MARK).is_ok() && stage.world.write_file(MARK, mark).is_ok() {
-                    self.judge_machine(&format!("{case}.{keep}.{n}"), &stage, 0);
+                    let case = format!("{case}.{keep}.{n}");
+                    for (word, stage) in [("boot", stage.fork()), ("mount", stage.remounted())] {
+                        let digest = stage.world.digest_of_all().to_le_bytes();
+                        let key = key_of(&[word.as_bytes(), &digest, &stage.ledger.digest()]);
+                        self.judge(&format!("{case}.{word}"), stage, key, 0);
+                    }
                 }
             }
         }

@@ -33,6 +33,8 @@ pub struct Stage {
     bodies: u64,
     journal: JournalOptions,
     faulty: bool,
+    /// What mount ids are counted from.
+    mounts: u64,
 }
 
 /// An append under an idempotency key, and its receipt if there was one.
@@ -74,6 +76,7 @@ impl Stage {
             bodies: 0,
             journal: JournalOptions { patience, first_capacity, max_capacity, spares: Spares::Never },
             faulty: false,
+            mounts: 0,
         }
     }
 
@@ -101,6 +104,13 @@ impl Stage {
             keyed: self.keyed.clone(),
             ..*self
         }
+    }
+
+    /// The same on a machine that was just booted, as if it had not been: its file system was lost and
+    /// mounted anew.
+    #[must_use]
+    pub fn remounted(self) -> Self {
+        Self { world: self.world.remounted(), mounts: self.mounts + 16, ..self }
     }
 
     /// An independent copy, without the processes.
@@ -133,7 +143,7 @@ impl Stage {
     /// A new process, which sees the machine through this mount.
     pub fn process(&mut self, mount: u64) -> (SimDisk, World) {
         self.seeds += 1;
-        let disk = self.world.process(mount);
+        let disk = self.world.process(self.mounts + mount);
         let world = World {
             disk: Arc::new(disk.clone()),
             clock: Arc::new(ManualClock::new(Time(1_774_138_420_000_000_000))),
