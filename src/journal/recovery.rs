@@ -16,6 +16,7 @@
 //! 4. anything else that is not zero: a torn tail. Set aside, copy what is whole, new segment;
 //! 5. less than `W`: records that were durable are gone. Corruption; refused.
 
+use super::index::flaw_in;
 use super::mark::{Activity, MarkView, Standing};
 use super::segment::{Bound, Damage, FOLDER, Scanner, Segment, Spot, Step, file_name};
 use super::spare::Blank;
@@ -23,8 +24,8 @@ use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Digest, FIRST_CAPACITY, FOOTER_HEADER_LEN, Footer, SEGMENT_DATA_START,
-    SegmentHeader,
+    BATCH_HEADER_LEN, BatchHeader, Digest, FIRST_CAPACITY, FOOTER_HEADER_LEN, Footer, Records,
+    SEGMENT_DATA_START, SegmentHeader,
 };
 use crate::position::Position;
 
@@ -69,19 +70,31 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let mut unchained = false;
     let mut good = from;
     while let Some(step) = scanner.step()? {
+        let mut unreadable = None;
         let whole = match step {
-            Step::Batch { offset, header, .. } => Some(Spot {
-                offset: offset + header.frame_len(),
-                position: header.last_position(),
-                chain: Some(header.chain),
-            }),
+            Step::Batch { offset, header, body } => {
+                let (first, last) = (header.first_position, header.last_position());
+                match Records::new(&header, body).find_map(Result::err) {
+                    Some(flaw) => {
+                        unreadable = Some(last);
+                        damage.push(flaw_in(segment.number(), offset, flaw, (first, last))?);
+                        None
+                    }
+                    None => {
+                        let end = offset + header.frame_len();
+                        Some(Spot { offset: end, position: last, chain: Some(header.chain) })
+                    }
+                }
+            }
             Step::Damage(found) => {
                 unchained |= damage.is_empty() && found.unchained.is_some();
                 damage.push(found);
                 None
             }
         };
-        evidence = evidence.max(scanner.proven());
+        // No crash leaves right checksums around what are no records: it was written so, and its writer
+        // may have been told that it is durable.
+        evidence = evidence.max(scanner.proven()).max(unreadable.unwrap_or_default());
         let spot = scanner.spot();
         if unchained {
             // No crash leaves a right checksum with a wrong chain: this batch was whole once. The

@@ -953,6 +953,27 @@ fn both_decoders_tell_a_sealed_segment_that_was_written_anew() {
     }
 }
 
+/// Right checksums around what are no records are not what a crash leaves: opening refuses, and giving
+/// up is a way on.
+#[test]
+fn a_last_batch_that_is_no_records_is_told_and_can_be_given_up() {
+    for own in [true, false] {
+        let scratch = Scratch::new(rich(), own);
+        let newest = *scratch.segments().last().unwrap();
+        let index = batches(&std::fs::read(scratch.segment(newest)).unwrap()).len() - 2;
+        // The first record's length.
+        rewrite_batch(&scratch.segment(newest), index, Right::Chain, |batch| batch[116] ^= 1);
+        let verified = first(scratch.dir(), &["verify"]);
+        assert_eq!(verified.status.code(), Some(3), "{own}: {}", String::from_utf8_lossy(&verified.stderr));
+        let refused = first(scratch.dir(), &["recover"]);
+        assert_eq!(refused.status.code(), Some(3), "{own}: {}", String::from_utf8_lossy(&refused.stderr));
+        let accepted = first(scratch.dir(), &["recover", "--accept-damage"]);
+        assert_eq!(accepted.status.code(), Some(0), "{own}: {accepted:?}");
+        let run = first(scratch.dir(), &["run", "--", "true"]);
+        assert_eq!(run.status.code(), Some(0), "{own}: {run:?}");
+    }
+}
+
 /// A right checksum with a wrong chain is not what a crash leaves, also where nothing says that the
 /// batch was durable.
 #[test]
