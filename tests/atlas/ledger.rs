@@ -148,6 +148,8 @@ impl Ledger {
             Ok(log) => log,
             // Nothing was made yet that could have been promised.
             Err(error) if error.kind() == ErrorKind::NotFound && !self.promised() => return self.unbroken(),
+            // Somebody died at the mark: the next writer tells what is durable.
+            Err(error) if error.kind() == ErrorKind::Retry => return Ok(()),
             Err(error) => return Err(format!("opening for reading: {error:?}")),
         };
         self.check(read(&mut log)?)?;
