@@ -120,11 +120,12 @@ fn sequences(len: usize, bounds: Bounds) -> impl Iterator<Item = (Workload, Boun
 }
 
 fn quick_work() -> Work {
-    let fewer = Bounds { errnos: 2, looks: false, ..Bounds::exhaustive(5) };
+    let named_fewer = Bounds { errnos: 2, looks: false, ..Bounds::exhaustive(2).nested(1, 256) };
+    let two_calls = Bounds { errnos: 1, looks: false, life_share: 256, ..Bounds::exhaustive(3) };
     Box::new(
-        named(Bounds::exhaustive(3).nested(1, 64))
-            .chain(sequences(1, Bounds::exhaustive(6).nested(1, 8)))
-            .chain(sequences(2, fewer)),
+        named(named_fewer)
+            .chain(sequences(1, Bounds::exhaustive(3).nested(1, 64)))
+            .chain(sequences(2, two_calls).step_by(4)),
     )
 }
 
