@@ -6,7 +6,7 @@
 
 use crate::clock::Clock;
 use crate::disk::Disk;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 pub(crate) use crate::journal::read::RawRecord;
 use crate::journal::read::{ReadHandle, Walked, Walker, owned_records};
 use crate::journal::segment::Damage;
@@ -18,9 +18,6 @@ use std::time::Duration;
 
 /// The shortest and longest pause between two looks at the mark.
 const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
-
-/// How long opening waits where nothing can be told while somebody writes.
-const OPENING: Duration = Duration::from_millis(100);
 
 /// For how many items a sequence keeps room while it waits.
 const KEPT_ITEMS: usize = 64;
@@ -50,19 +47,7 @@ pub(crate) struct Sequence {
 
 impl Reader {
     pub(crate) fn open(disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self> {
-        let mut reader = Self { handle: ReadHandle::new(disk)?, clock };
-        let start = reader.clock.monotonic_ns();
-        let mut pause = LOOK.0;
-        // A writer that is at work has mostly finished by then.
-        while let Err(error) = reader.refresh() {
-            let waited = reader.clock.monotonic_ns().saturating_sub(start);
-            if error.kind() != ErrorKind::Retry || u128::from(waited) >= OPENING.as_nanos() {
-                return Err(error);
-            }
-            reader.clock.pause(pause);
-            pause = (pause * 2).min(LOOK.1);
-        }
-        Ok(reader)
+        Ok(Self { handle: ReadHandle::open(disk)?, clock })
     }
 
     /// Begins to read in order, with the record at `from`.

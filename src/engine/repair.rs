@@ -74,12 +74,18 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
         position: engine.journal().durable(),
         problems: Vec::new(),
     };
-    end_dead_runs(engine, options, &mut report)?;
-    tickers::settle(engine, &mut report)?;
+    let mut log = None;
+    if !engine.journal().open_streams()?.is_empty() {
+        let log = log.insert(engine.log()?);
+        end_dead_runs(engine, options, log, &mut report)?;
+        tickers::settle(engine, log, &mut report)?;
+    }
     crate::journal::live::sweep(engine.journal())?;
     sweep_outcomes(engine)?;
     if options.publish {
-        repair_files(engine, options, &mut report)?;
+        let mut log = log.map_or_else(|| engine.log(), Ok)?;
+        log.refresh()?;
+        repair_files(engine, options, &mut log, &mut report)?;
     }
     report.position = engine.journal().durable();
     Ok(report)
@@ -118,12 +124,8 @@ struct StartedData {
     start_ticks: Option<u64>,
 }
 
-fn end_dead_runs(engine: &Engine, options: &Options, report: &mut Report) -> Result<()> {
+fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
     let open = engine.journal().open_streams()?;
-    if open.is_empty() {
-        return Ok(());
-    }
-    let mut log = engine.log()?;
     let mut dead: BTreeMap<[u8; 16], Option<Dead>> = BTreeMap::new();
     for stream in open {
         let Some(info) = log.run_of(stream)? else { continue };
@@ -142,7 +144,7 @@ fn end_dead_runs(engine: &Engine, options: &Options, report: &mut Report) -> Res
         if !matches!(dead.get(&recorder), Some(Some(_))) {
             continue;
         }
-        match end_run(engine, options, &mut log, stream, &info.name) {
+        match end_run(engine, options, log, stream, &info.name) {
             Ok(Some(run)) => report.interrupted.push(run),
             Ok(None) => {}
             Err(error) if error.kind() == ErrorKind::Conflict => {}
@@ -223,8 +225,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Checks the files of every run with records behind `cache/projected`, and repairs them. What
 /// cannot be repaired is reported and stops nothing: the journal has every record.
-fn repair_files(engine: &Engine, options: &Options, report: &mut Report) -> Result<()> {
-    let mut log = engine.log()?;
+fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
     let disk = std::sync::Arc::clone(&engine.world().disk);
     let before = read_projected(&*disk, &log.journal_id()).min(log.durable());
     let mut reached = log.reader.sealed_upto();
@@ -233,7 +234,7 @@ fn repair_files(engine: &Engine, options: &Options, report: &mut Report) -> Resu
             reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
             continue;
         }
-        match repair_stream(&mut log, &*disk, stream, last) {
+        match repair_stream(log, &*disk, stream, last) {
             Ok(Repaired::Fine) => {}
             Ok(Repaired::Rewritten(files)) => report.rewritten_files += files,
             Ok(Repaired::Damaged(name)) => report.damaged_runs.extend(name),

@@ -129,13 +129,9 @@ fn dead(engine: &Engine, log: &mut Log) -> Result<Vec<DeadTicker>> {
 
 /// Ends the ticks that dead tickers were in the middle of, and notes what they accounted for. Done
 /// twice, it changes nothing more.
-pub(super) fn settle(engine: &Engine, report: &mut Report) -> Result<()> {
-    if engine.journal().open_streams()?.is_empty() {
-        return Ok(());
-    }
-    let mut log = engine.log()?;
-    let dead = dead(engine, &mut log)?;
-    for (ticker, left) in look(&mut log, dead)? {
+pub(super) fn settle(engine: &Engine, log: &mut Log, report: &mut Report) -> Result<()> {
+    let dead = dead(engine, log)?;
+    for (ticker, left) in look(log, dead)? {
         match settle_one(engine, &ticker, left) {
             Ok((interrupted, life)) => {
                 report.interrupted_ticks.extend(interrupted);

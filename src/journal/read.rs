@@ -47,8 +47,6 @@ pub(crate) struct ReadHandle {
     disk: Arc<dyn Disk>,
     mark: Option<MarkFile>,
     seen: MarkView,
-    /// The counter of the first mark seen that was written through another mount.
-    elsewhere: Option<u64>,
     view: Option<View>,
     /// Damage at the end, which no scan of what is readable meets.
     pub(crate) end_damage: Vec<Damage>,
@@ -57,20 +55,20 @@ pub(crate) struct ReadHandle {
 }
 
 impl ReadHandle {
-    /// A handle that has not looked yet.
-    pub(crate) fn new(disk: Arc<dyn Disk>) -> Result<Self> {
+    pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Self> {
         if disk.stat(FOLDER)?.is_none() {
             return Err(Error::new(ErrorKind::NotFound, "there is no journal in this data directory"));
         }
-        Ok(Self {
+        let mut handle = Self {
             disk,
             mark: None,
             seen: MarkView::ABSENT,
-            elsewhere: None,
             view: None,
             end_damage: Vec::new(),
             incomplete: None,
-        })
+        };
+        handle.refresh()?;
+        Ok(handle)
     }
 
     /// Moves on to what is durable now. Answers whether that is more than before.
@@ -104,8 +102,7 @@ impl ReadHandle {
             // Never a shorter answer than before; the next refresh looks again.
             return Ok(self.durable() > before);
         }
-        let why = "the mark is damaged, or of another mount, while a writer is at work, or died at it";
-        Err(Error::new(ErrorKind::Retry, why)
+        Err(Error::new(ErrorKind::Retry, "the mark is damaged while a writer is at work, or died at it")
             .hint("Nothing is lost. Try again; if no writer is at work, `runwal recover` settles it."))
     }
 
@@ -118,17 +115,12 @@ impl ReadHandle {
         self.mark.as_ref().map_or(Ok(MarkView::ABSENT), MarkFile::read)
     }
 
-    /// Whether a mark tells all that is durable. One that was written through another mount does not
-    /// where the file system was lost and mounted anew since: the mark is never synced, and may be an
-    /// earlier one. It does where nothing stands behind it, or where it is seen to move: only a writer
-    /// does that, who has settled everything before.
-    fn is_live(&mut self, standing: Standing, mark: &Mark) -> Result<bool> {
+    /// Whether a mark tells all that is durable. One that was written through another mount may not: it
+    /// is never synced, and where the file system was lost and mounted anew it may be an earlier one.
+    fn is_live(&self, standing: Standing, mark: &Mark) -> Result<bool> {
         match standing {
             Standing::Current => Ok(true),
-            Standing::OtherMount => {
-                let first = *self.elsewhere.get_or_insert(mark.counter);
-                Ok(first != mark.counter || self.is_end(mark)?)
-            }
+            Standing::OtherMount => self.is_end(mark),
             _ => Ok(false),
         }
     }
@@ -201,10 +193,12 @@ impl ReadHandle {
         // the word for one that did not.
         let again = self.read_mark()?;
         let unproven = matches!(mark.standing, Standing::OneSlot | Standing::Absent | Standing::OtherMount);
-        if !again.same(mark) || (unproven && again.activity == Activity::Now) {
+        let busy = unproven && again.activity == Activity::Now;
+        if !again.same(mark) || (busy && mark.standing != Standing::OtherMount) {
             return Ok(false);
         }
-        let end = found.shown_end();
+        // Both slots of another mount's mark are whole: what its writer has told is durable all the same.
+        let end = if busy { found.proven_end() } else { found.shown_end() };
         let mut view = View::at_start(Arc::clone(&self.disk), found.segment.clone(), false)?;
         view.advance(number, end)?;
         self.view = Some(view);

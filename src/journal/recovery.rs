@@ -74,16 +74,13 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
         let whole = match step {
             Step::Batch { offset, header, body } => {
                 let (first, last) = (header.first_position, header.last_position());
-                match Records::new(&header, body).find_map(Result::err) {
-                    Some(flaw) => {
-                        unreadable = Some(last);
-                        damage.push(flaw_in(segment.number(), offset, flaw, (first, last))?);
-                        None
-                    }
-                    None => {
-                        let end = offset + header.frame_len();
-                        Some(Spot { offset: end, position: last, chain: Some(header.chain) })
-                    }
+                if let Some(flaw) = Records::new(&header, body).find_map(Result::err) {
+                    unreadable = Some(last);
+                    damage.push(flaw_in(segment.number(), offset, flaw, (first, last))?);
+                    None
+                } else {
+                    let end = offset + header.frame_len();
+                    Some(Spot { offset: end, position: last, chain: Some(header.chain) })
                 }
             }
             Step::Damage(found) => {
@@ -264,6 +261,14 @@ impl Inspection {
         let mut damage = Damage::new(self.segment.number(), self.good.offset, reason);
         damage.tampered = self.damage.first().is_some_and(|d| d.tampered);
         damage.losing(Position(self.good.position.0 + 1), self.evidence)
+    }
+
+    /// The end of what any evidence calls durable, where that is all there.
+    pub(super) fn proven_end(&self) -> Bound {
+        if self.evidence > self.good.position {
+            return self.shown_end();
+        }
+        Bound { offset: self.proven.offset, position: Some(self.proven.position) }
     }
 
     /// The end of all that is whole, or of all that is told where evidence shows damage.

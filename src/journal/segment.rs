@@ -121,19 +121,25 @@ impl Unopened {
     }
 }
 
+/// Why what stands at a segment's name could not be opened.
+fn unopened(disk: &dyn Disk, number: u64, name: &str, error: Error) -> Unopened {
+    match disk.stat(name) {
+        Ok(Some(stat)) if stat.kind != Kind::File => {
+            let reason = format!("{name} is {}, not a regular file", stat.kind.describe());
+            Unopened::Damaged(Damage::new(number, 0, reason))
+        }
+        _ => Unopened::Failed(error),
+    }
+}
+
 impl Segment {
     pub(crate) fn open(disk: &dyn Disk, number: u64, how: Open) -> Result<Self, Unopened> {
         let name = file_name(number);
-        match disk.stat(&name) {
-            Ok(None) => return Err(Unopened::Missing),
-            Ok(Some(stat)) if stat.kind != Kind::File => {
-                let reason = format!("{name} is {}, not a regular file", stat.kind.describe());
-                return Err(Unopened::Damaged(Damage::new(number, 0, reason)));
-            }
-            Ok(Some(_)) => {}
-            Err(error) => return Err(Unopened::Failed(error)),
-        }
-        let file = disk.open(&name, how).map_err(Unopened::Failed)?;
+        let file = match disk.open(&name, how) {
+            Ok(file) => file,
+            Err(error) if error.is_missing() => return Err(Unopened::Missing),
+            Err(error) => return Err(unopened(disk, number, &name, error)),
+        };
         let mut block = vec![0; to_usize(SEGMENT_DATA_START)];
         let read = file.read_at(&mut block, 0).map_err(Unopened::Failed)?;
         let block = HeaderBlock::decode(&block[..read]).map_err(|flaw| match flaw {

@@ -367,7 +367,11 @@ impl Explorer<'_> {
         let mount = |shift: u32| 1 + u64::from((key >> shift).is_multiple_of(5));
         let share = |n: u64, shift: u32| (key >> shift).is_multiple_of(n.max(1));
         if let Some(mut log) = stage.open_log(mount(8)) {
-            stage.judge(&mut log);
+            if stage.is_remounted() {
+                stage.judge_remounted(&mut log);
+            } else {
+                stage.judge(&mut log);
+            }
             if share(self.bounds.life_share, 16) {
                 stage.verify(&mut log, Verdict::Torn);
             }

@@ -23,6 +23,8 @@ pub enum Answer {
 struct Submitted {
     bodies: Vec<Body>,
     answer: Answer,
+    /// The number of the first batch that was committed with it.
+    commit: usize,
 }
 
 /// See the [module](self).
@@ -44,8 +46,16 @@ fn unless(right: bool, complaint: impl FnOnce() -> String) -> Finding {
 impl Ledger {
     /// Notes a batch that is about to be handed in; answers with its number.
     pub fn submit(&mut self, bodies: Vec<Body>) -> usize {
-        self.batches.push(Arc::new(Submitted { bodies, answer: Answer::Unknown }));
+        let commit = self.batches.len();
+        self.batches.push(Arc::new(Submitted { bodies, answer: Answer::Unknown, commit }));
         self.batches.len() - 1
+    }
+
+    /// Notes that batches were committed as one.
+    pub fn together(&mut self, batches: &[usize]) {
+        for batch in batches {
+            Arc::make_mut(&mut self.batches[*batch]).commit = batches[0];
+        }
     }
 
     /// Notes what its writer was told.
@@ -112,6 +122,23 @@ impl Ledger {
         self.batches_are_whole(records)?;
         let differs = self.shown.iter().zip(records).find(|(before, now)| ***before != **now);
         unless(differs.is_none(), || format!("a follower shows {differs:?}"))
+    }
+
+    /// Judges what a reader shows of a file system that was lost with a commit under way and mounted anew
+    /// in the same boot, before anybody has opened the journal for writing: what the last commit with a
+    /// receipt wrote may not be shown.
+    pub fn check_lagging(&self, records: &[Record]) -> Finding {
+        self.check_follower(records)?;
+        let receipts = self.batches.iter().filter_map(|batch| match batch.answer {
+            Answer::Acknowledged(receipt) => Some((receipt.last.0, batch.commit)),
+            _ => None,
+        });
+        let last = receipts.clone().max().map(|(_, commit)| commit);
+        let told = receipts.filter(|(_, commit)| Some(*commit) != last).map(|(at, _)| at).max().unwrap_or(0);
+        let shown = records.len() as u64;
+        unless(shown >= told, || {
+            format!("{shown} records are shown, {told} have receipts that are not the last")
+        })
     }
 
     fn nothing_unshown(&self, records: &[Record]) -> Finding {

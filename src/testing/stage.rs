@@ -33,7 +33,7 @@ pub struct Stage {
     bodies: u64,
     journal: JournalOptions,
     faulty: bool,
-    /// What mount ids are counted from.
+    /// What mount ids are counted from: another number behind every file system that was lost.
     mounts: u64,
 }
 
@@ -111,6 +111,11 @@ impl Stage {
     #[must_use]
     pub fn remounted(self) -> Self {
         Self { world: self.world.remounted(), mounts: self.mounts + 16, ..self }
+    }
+
+    /// Whether the file system was lost in this boot.
+    pub fn is_remounted(&self) -> bool {
+        self.mounts > 0
     }
 
     /// An independent copy, without the processes.
@@ -434,6 +439,7 @@ impl Stage {
             }
         }
         journal.flush();
+        self.ledger.together(&tickets.iter().map(|(batch, _)| *batch).collect::<Vec<_>>());
         for (batch, ticket) in tickets {
             let answer = ticket.wait();
             if writer.disk.is_alive() {
@@ -499,6 +505,19 @@ impl Stage {
             }
             Ok((_, damage)) => self.problems.push(format!("a follower meets damage: {damage:?}")),
             Err(error) => self.complain("following", &error),
+        }
+    }
+
+    /// The same for a file system that may have been lost with a commit under way.
+    pub fn judge_remounted(&mut self, log: &mut Log) {
+        let lags = match read_all(log) {
+            Ok((records, damage)) if damage.is_empty() => {
+                self.ledger.clone().check(&records).is_err() && self.ledger.check_lagging(&records).is_ok()
+            }
+            _ => false,
+        };
+        if !lags {
+            self.judge(log);
         }
     }
 
