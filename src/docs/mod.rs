@@ -19,6 +19,9 @@ pub mod errors {}
 pub mod durability {
     #[doc = include_str!("verdicts.md")]
     pub mod verdicts {}
+
+    #[doc = include_str!("faults.md")]
+    pub mod faults {}
 }
 
 /// What recording a process means: terminals, signals, the end, the worker's own word, the git diff.

@@ -298,6 +298,10 @@ fn what_becomes_of_projected_files_is_noticed_and_mended() {
         ),
         ("a file a directory", Box::new(|| replace(&run.join("meta.json"), &|p| fs::create_dir(p).unwrap()))),
         ("a file a link", Box::new(|| replace(&run.join("worker.log"), &|p| symlink(&outside, p).unwrap()))),
+        (
+            "a file a hard link",
+            Box::new(|| replace(&run.join("stdout.log"), &|p| fs::hard_link(&outside, p).unwrap())),
+        ),
         ("a file a FIFO", Box::new(|| replace(&run.join("state.json"), &fifo))),
         ("a folder a link", Box::new(|| replace(&run.join("checkpoints"), &|p| symlink("/tmp", p).unwrap()))),
         ("a folder a file", Box::new(|| replace(&run, &|p| fs::write(p, "no folder").unwrap()))),
@@ -868,6 +872,55 @@ fn a_journal_removed_while_it_is_written_is_told() {
     assert_eq!(place.record("b", "true").status.code(), Some(125));
     place.ends(0, &["recover", "--accept-damage"]);
     assert_eq!(place.record("b", "true").status.code(), Some(0));
+}
+
+/// The directory is held open: what it is called meanwhile is nothing to whoever writes, and nobody makes
+/// another one in its place.
+#[test]
+fn a_data_directory_that_is_moved_is_written_to_where_it_went() {
+    let place = Place::new();
+    place.record("before", "true");
+    let moved = place.0.path().join("moved");
+    let script = format!("echo one; mv {} {}; echo two", place.data().display(), moved.display());
+    let output = place.record("r", &script);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout)),
+        (Some(0), "one\ntwo\n".to_owned()),
+        "{output:?}"
+    );
+    assert!(!place.data().exists());
+    let there = moved.to_str().unwrap();
+    assert_eq!(text(&place.ends(0, &["--dir", there, "output", "t/r"]).stdout), "one\ntwo\n");
+    place.ends(0, &["--dir", there, "verify", "--deep"]);
+    place.ends(0, &["--dir", there, "rebuild", "--check"]);
+}
+
+#[test]
+fn one_directory_under_several_names_is_one_journal() {
+    let place = Place::new();
+    fs::create_dir(place.0.path().join("beside")).unwrap();
+    symlink(place.data(), place.0.path().join("link")).unwrap();
+    place.record("before", "true");
+    let names =
+        [place.data().to_str().unwrap().to_owned(), "link".into(), "data".into(), "beside/../data".into()];
+    let children: Vec<Child> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| {
+            let run = format!("r{n}");
+            let args = ["--dir", name, "-q", "run", "--task", "t", "--run", &run, "--", "seq", "2000"];
+            place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    place.ends(0, &["verify", "--deep"]);
+    let wanted = (1..=2000).map(|n| format!("{n}\n")).collect::<Vec<_>>().concat();
+    for n in 0..names.len() {
+        assert_eq!(text(&place.ends(0, &["output", &format!("t/r{n}")]).stdout), wanted);
+    }
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! The damage matrix. `RUNWAL_DAMAGE` is the step over bits and lengths: 1 takes every one (minutes
 //! with optimisation, hours without).
 
-use runwal::Verdict;
 use runwal::disk::sim::{Choices, Fault};
 use runwal::engine::Engine;
 use runwal::testing::damage::{Specimen, matrix, page, table};
-use runwal::testing::stage::Stage;
+use runwal::testing::stage::{Stage, read_all};
+use runwal::{Damage, Verdict};
 
 #[test]
 fn no_damage_goes_without_a_word() {
@@ -111,4 +111,54 @@ fn a_file_with_the_last_number_stops_nobody_for_good() {
         stage.look(1);
         assert!(stage.problems.is_empty(), "{name}: {:?}", stage.problems);
     }
+}
+
+/// A block of the disk, or a whole batch, that was written in another's place: nothing of it is read there,
+/// and what stood there is told to be lost.
+#[test]
+fn what_was_written_in_another_place_is_not_read_there() {
+    let mut stage = Stage::new(2600, 2600);
+    let writer = stage.open(1).expect("opened");
+    let run = stage.begin(&writer, "a");
+    for _ in 0..12 {
+        stage.append(&writer, run, &[300]).expect("appended");
+    }
+    stage.close(writer);
+    stage.world.volatile().iter().for_each(|unit| stage.world.write_back(unit));
+    let mut log = stage.open_log(1).expect("read");
+    let written = stage.judge(&mut log);
+    let segments: Vec<_> = stage.world.names().into_iter().filter(|name| name.contains(".seg")).collect();
+    assert!(segments.len() >= 3, "{segments:?}");
+    let mut pieces = Vec::new();
+    for name in &segments {
+        let bytes = stage.world.read_file(name).expect("read");
+        let batches = (1024..bytes.len() - 4).filter(|at| bytes[*at..].starts_with(b"RWB1"));
+        let starts: Vec<_> = batches.chain([bytes.len()]).collect();
+        pieces.extend((0..bytes.len() / 512).map(|n| (name, n * 512, bytes[n * 512..][..512].to_vec())));
+        pieces.extend(starts.windows(2).map(|w| (name, w[0], bytes[w[0]..w[1]].to_vec())));
+    }
+    let (mut judged, mut lost) = (0, 0);
+    for (from, at, piece) in &pieces {
+        for (to, there, before) in &pieces {
+            let mut bytes = stage.world.read_file(to).expect("read");
+            if before.len() != piece.len() || before == piece {
+                continue;
+            }
+            bytes[*there..there + piece.len()].copy_from_slice(piece);
+            let case = format!("{} bytes from {at} of {from} to {there} of {to}", piece.len());
+            let mut after = stage.fork();
+            after.world.write_file(to, &bytes).expect("written");
+            let mut log = after.open_log(1).expect("read");
+            let (records, damage) = read_all(&mut log).expect("read");
+            assert!(records.iter().all(|record| written.contains(record)), "{case}: {records:?}");
+            let gone = written.iter().filter(|record| !records.contains(record));
+            for record in gone {
+                let told = |d: &Damage| (d.from..=d.to).contains(&record.position);
+                assert!(damage.iter().any(told), "{case}: {} is gone without a word", record.position);
+                lost += 1;
+            }
+            judged += 1;
+        }
+    }
+    assert!(judged > 300 && lost > judged / 2, "{judged} judged, {lost} lost");
 }

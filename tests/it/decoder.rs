@@ -1323,3 +1323,47 @@ fn both_decoders_refuse_the_same_bodies() {
     assert_eq!(verify_differences(reserved.path(), true), Vec::<String>::new());
     assert_eq!(first(reserved.path(), &["verify"]).status.code(), Some(6));
 }
+
+/// Where sequences or positions are used up, nothing begins anew and nothing is taken twice: what can be
+/// written is, and then it is told.
+#[test]
+fn where_numbers_are_used_up_it_is_told_and_nothing_is_damaged() {
+    let last_sequence = |sequence| {
+        let event = Hand { sequence, ..Hand::new(2, lifecycle("step", 1, "m", "{}")) };
+        (
+            hand_made(&[vec![opening().bytes()], vec![event.bytes()]]),
+            "the sequences of this stream are used up",
+        )
+    };
+    let first_position = |position: u64| {
+        let dir = hand_made(&[vec![opening().bytes()]]);
+        let segment = dir.path().join("journal/0000000001.seg");
+        rewrite_header(&segment, 64, &position.to_le_bytes());
+        rewrite_batch(&segment, 0, Right::Chain, |batch| {
+            batch[24..32].copy_from_slice(&position.to_le_bytes());
+            batch[40..48].copy_from_slice(&(position - 1).to_le_bytes());
+        });
+        (dir, "the positions of this journal are used up")
+    };
+    // The run that is there has to be ended, with two records; then comes another one.
+    for ((dir, told), ends) in [
+        (last_sequence(u64::MAX), false),
+        (last_sequence(u64::MAX - 1), false),
+        (first_position(u64::MAX - 1), false),
+        (first_position(u64::MAX - 4), true),
+    ] {
+        let lines = |output: &std::process::Output| output.stdout.iter().filter(|b| **b == b'\n').count();
+        let before = lines(&first(dir.path(), &["log"]));
+        for _ in 0..2 {
+            let recovered = first(dir.path(), &["recover"]);
+            assert_eq!(recovered.status.code(), Some(if ends { 0 } else { 7 }), "{recovered:?}");
+            let run = first(dir.path(), &["run", "--", "true"]);
+            assert_eq!(run.status.code(), Some(125), "{run:?}");
+            assert!(String::from_utf8_lossy(&run.stderr).contains(told), "{run:?}");
+            let verified = first(dir.path(), &["verify"]);
+            assert_eq!(verified.status.code(), Some(0), "{verified:?}");
+            let after = lines(&first(dir.path(), &["log"]));
+            assert_eq!(after, before + if ends { 2 } else { 0 });
+        }
+    }
+}

@@ -1265,6 +1265,43 @@ fn no_state_tells_of_a_line_or_checkpoint_that_is_not_there_yet() {
     }
 }
 
+/// As where the journal was put back to what a copy of it had, and the files were not.
+#[test]
+fn files_that_are_ahead_of_their_journal_are_brought_back_to_it() {
+    let bench = Bench::new();
+    let (journal, copy) = (bench.data().join("journal"), bench.dir.path().join("copy"));
+    let engine = bench.open();
+    prepare(&engine, "whole").finish(done()).unwrap();
+    let mut ended = prepare(&engine, "ended");
+    ended.finish(done()).unwrap();
+    let mut left = prepare(&engine, "left");
+    left.chunk(Channel::Stdout, b"early\n").unwrap();
+    published(&engine, &left);
+    let before = bench.files();
+    fs::create_dir(&copy).unwrap();
+    for entry in fs::read_dir(&journal).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+    }
+    ended.checkpoint("notes", FileFormat::Text, Replay::None, "Notes.", b"late".to_vec()).unwrap();
+    left.chunk(Channel::Stdout, b"late\n").unwrap();
+    left.finish(done()).unwrap();
+    drop((ended, left));
+    engine.close().unwrap();
+    bench.open().close().unwrap();
+    assert_eq!(bench.bytes("runs/t/left/stdout.log"), b"early\nlate\n");
+    assert!(bench.has("runs/t/ended/checkpoints/0003-notes.txt"));
+    fs::remove_dir_all(&journal).unwrap();
+    fs::rename(&copy, &journal).unwrap();
+    bench.open().close().unwrap();
+    assert_eq!(bench.bytes("runs/t/left/stdout.log"), b"early\n");
+    assert_eq!(bench.state("left")["status"], "interrupted");
+    for (name, bytes) in before.iter().filter(|(name, _)| !name.starts_with("runs/t/left")) {
+        assert!(bench.files().get(name) == Some(bytes), "{} is not what the journal says", name.display());
+    }
+}
+
 /// Nothing is ever written over, cut or removed under its own name: other bytes come with a new
 /// file, and logs grow at their end.
 #[test]

@@ -423,3 +423,54 @@ fn the_next_segment_is_made_of_the_spare() {
     fill(Spares::Thread, "d");
     assert!(files("tmp-").is_empty());
 }
+
+/// Dropped before it was ever polled, an append never happens. Dropped later it goes on by itself: it is
+/// there whole, once, and its key finds it.
+#[tokio::test]
+async fn an_append_whose_future_is_dropped_under_way_is_whole_and_its_key_finds_it() {
+    const ROUNDS: usize = 60;
+    let dir = tempfile::tempdir().unwrap();
+    let blocking = open(dir.path());
+    let stream = Recorder::prepare(&blocking, request("r")).unwrap().stream();
+    let engine = AsyncEngine::new(blocking).unwrap();
+    let pair = |n: usize| {
+        let half = |word: &str| Body::Chunk(Channel::Stdout, format!("{n} {word}\n").into_bytes()).into();
+        vec![half("one"), half("two")]
+    };
+    let key = |n: usize| Conditions::none().key(n.to_string());
+    for n in 0..ROUNDS {
+        let mut append = std::pin::pin!(engine.append(stream, key(n), pair(n)));
+        for _ in 0..n % 3 {
+            std::future::poll_fn(|context| {
+                let _ = append.as_mut().poll(context);
+                std::task::Poll::Ready(())
+            })
+            .await;
+            tokio::task::yield_now().await;
+        }
+    }
+    engine.close().await.unwrap();
+    let engine = open(dir.path());
+    let mut log = engine.log().unwrap();
+    let mut found = std::collections::BTreeMap::<String, Vec<Position>>::new();
+    let damage = log
+        .stream(stream, Seq(1), &mut |record| {
+            if let Body::Chunk(_, bytes) = &record.body {
+                let text = String::from_utf8(bytes.clone()).unwrap();
+                found.entry(text.split(' ').next().unwrap().to_owned()).or_default().push(record.position);
+            }
+            Ok(true)
+        })
+        .unwrap();
+    assert!(damage.is_empty());
+    for n in 0..ROUNDS {
+        let there = found.get(&n.to_string()).map_or(&[][..], Vec::as_slice);
+        match n % 3 {
+            0 => assert!(there.is_empty(), "{n} was never polled"),
+            _ => {
+                assert_eq!((there.len(), there[0].next()), (2, Some(there[1])), "{n}");
+                assert_eq!(engine.append(stream, key(n), &pair(n)).unwrap().first, there[0], "{n}");
+            }
+        }
+    }
+}

@@ -279,6 +279,35 @@ fn a_directory_whose_maker_may_have_died_is_made_durable_first() {
 }
 
 #[test]
+fn a_new_directory_is_made_durable_before_anything_is_made_in_it() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    let trace = place.0.path().join("trace");
+    let status = Command::new("strace")
+        .args(["-f", "-qq", "-y", "-e", "trace=fsync,openat,openat2,mkdirat", "-o"])
+        .arg(&trace)
+        .arg(runwal())
+        .args(["--dir", place.data().to_str().unwrap(), "-q", "run", "--", "true"])
+        .stdin(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let trace = fs::read_to_string(&trace).unwrap();
+    let parent = fs::canonicalize(place.0.path()).unwrap();
+    let (of_parent, inside) = (format!("<{}>)", parent.display()), format!("<{}/data>", parent.display()));
+    let sync = trace.lines().position(|line| line.contains(" fsync(") && line.contains(&of_parent));
+    let makes = |line: &str| {
+        (line.contains("O_CREAT") || line.contains(" mkdirat("))
+            && line.contains(&inside)
+            && !line.contains("= -1")
+    };
+    let first = trace.lines().position(makes);
+    assert!(first.is_some() && sync.is_some() && sync < first, "{sync:?}, {first:?}:\n{trace}");
+}
+
+#[test]
 fn files_of_one_run_that_cannot_be_written_hold_up_no_other() {
     let place = Place::new();
     place.record("a", "echo one");

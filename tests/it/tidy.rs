@@ -193,3 +193,56 @@ fn every_test_file_is_part_of_this_binary() {
         }
     }
 }
+
+/// The page that says of each fault what shows that it is survived: all faults are there, and what it
+/// names there is.
+#[test]
+fn the_page_of_faults_names_what_there_is() {
+    const ROWS: [usize; 7] = [10, 11, 11, 12, 6, 12, 4];
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(top.join(name)).unwrap_or_default();
+    let page = include_str!("../../src/docs/faults.md");
+    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| what happens |");
+    let parts = page.split("\n## ").skip(1);
+    let rows: Vec<usize> = parts.map(|part| part.lines().filter(is_row).count()).collect();
+    assert_eq!(rows, ROWS);
+    // A function that a test's attribute stands before, perhaps with another one between.
+    let is_test = |text: &str, name: &str| {
+        text.find(&format!("fn {name}(")).is_some_and(|at| {
+            let before: Vec<&str> = text[..at].lines().rev().take(4).collect();
+            before.iter().any(|line| line.contains("#[test]") || line.contains("#[tokio::test"))
+        })
+    };
+    let mut wrong = Vec::new();
+    for line in page.lines().filter(is_row) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").collect();
+        let [fault, does, shown] = cells[..] else {
+            wrong.push(format!("not three cells: {line}"));
+            continue;
+        };
+        let names: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() || fault.trim().is_empty() || does.trim().is_empty() {
+            wrong.push(format!("nothing is named: {fault}"));
+        }
+        for name in names {
+            let there = match (name.split_once("::"), name.split_once(' ')) {
+                (Some((file, name)), _) if file.starts_with("src/testing/") => {
+                    read(file).contains(&format!("fn {name}("))
+                }
+                (Some((file, name)), _) if file.starts_with("src/") => is_test(&read(file), name),
+                (Some((module, name)), _) => is_test(&read(&format!("tests/it/{module}.rs")), name),
+                (None, Some(("atlas", layer))) => {
+                    read("tests/atlas/main.rs").contains(&format!("name: \"{layer}\""))
+                }
+                (None, Some(("fuzz", target))) => {
+                    top.join(format!("fuzz/fuzz_targets/{target}.rs")).is_file()
+                }
+                _ => false,
+            };
+            if !there {
+                wrong.push(format!("{name} is named and is not there: {fault}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

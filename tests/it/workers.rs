@@ -157,6 +157,36 @@ fn a_signal_to_the_recorder_is_handed_on_and_the_run_is_cancelled() {
     }
 }
 
+#[test]
+fn a_storm_of_signals_ends_the_run_once() {
+    let place = Place::new();
+    let script = "trap '' TERM INT HUP; echo on; while :; do sleep 0.01; done";
+    let args = ["-q", "run", "--task", "t", "--run", "storm", "--grace", "300ms", "--", "sh", "-c", script];
+    let mut child = place.command(&args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut on = [0; 3];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut on).unwrap();
+    let recorder = rustix::process::Pid::from_child(&child);
+    let mut sent = 0;
+    while child.try_wait().unwrap().is_none() {
+        for signal in
+            [rustix::process::Signal::TERM, rustix::process::Signal::INT, rustix::process::Signal::HUP]
+        {
+            sent += u32::from(rustix::process::kill_process(recorder, signal).is_ok());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let code = child.wait().unwrap().code();
+    assert!(matches!(code, Some(129 | 130 | 137 | 143)), "{code:?}");
+    assert!(sent > 30, "{sent} were sent");
+    assert_eq!(state(&place, "storm")["status"], "cancelled");
+    let log = text(&place.ends(0, &["log", "t/storm", "-o", "json", "--kind", "lifecycle"]).stdout);
+    assert_eq!(log.matches("\"step_cancelled\"").count(), 1, "{log}");
+    assert!(processes_of("storm").is_empty());
+    let recovered = place.json(0, &["-o", "json", "recover"]);
+    assert_eq!(recovered[0]["interruptedRuns"], serde_json::json!([]));
+    place.ends(0, &["verify", "--deep"]);
+}
+
 /// What keeps a pipe open cannot hold up the end for long; what is left running is named.
 #[test]
 fn what_a_worker_leaves_running_stays_and_is_named() {
