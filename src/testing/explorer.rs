@@ -43,6 +43,8 @@ pub struct Bounds {
     pub life_share: u64,
     /// Judge only cases whose names begin so.
     pub only: Option<String>,
+    /// More violations than this are not looked for.
+    pub enough: usize,
 }
 
 impl Bounds {
@@ -58,6 +60,7 @@ impl Bounds {
             nested_share: 1,
             life_share: 32,
             only: None,
+            enough: 20,
         }
     }
 
@@ -119,8 +122,6 @@ pub const ERRNOS: [(&str, i32); 8] = [
     ("eintr", 4),
 ];
 
-/// More violations than this are not looked for.
-const ENOUGH: usize = 20;
 const MARK: &str = "journal/mark";
 
 /// What was judged before, by 64 bits of its digest: of 10⁸ states not one in a thousand such sets
@@ -242,7 +243,7 @@ impl Explorer<'_> {
         at: &Operation,
         marks: &mut BTreeSet<Vec<u8>>,
     ) {
-        if !self.wanted(name) || self.found.violations.len() >= ENOUGH {
+        if !self.wanted(name) || self.found.violations.len() >= self.bounds.enough {
             return;
         }
         let run = |fault| Self::run(workload, base, |world| world.fail_at(at.number, fault));
@@ -276,7 +277,7 @@ impl Explorer<'_> {
             for (word, errno) in &ERRNOS[..self.bounds.errnos] {
                 for (often, sticky) in [("", false), (".sticky", true)] {
                     let name = format!("{name}/look.{}/{word}{often}", look - looks.start);
-                    if !self.wanted(&name) || self.found.violations.len() >= ENOUGH {
+                    if !self.wanted(&name) || self.found.violations.len() >= self.bounds.enough {
                         continue;
                     }
                     self.found.faults += 1;
@@ -355,7 +356,7 @@ impl Explorer<'_> {
             return;
         }
         self.complain(case, &stage.problems);
-        if !stage.problems.is_empty() || self.found.violations.len() >= ENOUGH {
+        if !stage.problems.is_empty() || self.found.violations.len() >= self.bounds.enough {
             return;
         }
         if !self.seen.insert(key) && self.bounds.only.is_none() {

@@ -28,9 +28,12 @@ pub(crate) fn run(asked: &Asked) -> Found {
         for _ in 0..threads {
             scope.spawn(|| {
                 while asked.until.is_none_or(|until| Instant::now() < until) {
-                    let Some((workload, bounds)) = work.lock().unwrap().next() else { break };
+                    let Some((workload, mut bounds)) = work.lock().unwrap().next() else { break };
+                    if asked.first {
+                        bounds.enough = 1;
+                    }
                     let mut explored = explore(&workload, &bounds, &seen);
-                    if !explored.violations.is_empty() {
+                    if !asked.first && !explored.violations.is_empty() {
                         explored.violations = shrunk(&workload, &bounds, explored.violations);
                     }
                     let mut total = total.lock().unwrap();
@@ -43,7 +46,8 @@ pub(crate) fn run(asked: &Asked) -> Found {
                             total.0.violations.len()
                         );
                     }
-                    if asked.count.is_some_and(|count| states >= count) {
+                    let found = asked.first && !total.0.violations.is_empty();
+                    if found || asked.count.is_some_and(|count| states >= count) {
                         break;
                     }
                 }

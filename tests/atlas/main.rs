@@ -5,6 +5,7 @@
 //! cargo test --release --test atlas -- --minutes 60      the deep part, about as long as asked
 //! cargo test --release --test atlas -- kills --count 20000
 //! cargo test --release --test atlas -- explore --case NAME
+//! cargo test --release --test atlas -- --first             ends with the first finding
 //! ```
 //!
 //! Each layer counts what it did and says what it left out, and why. What is found to be wrong is
@@ -44,6 +45,8 @@ pub(crate) struct Asked {
     count: Option<u64>,
     /// One case, by the name under which it was reported.
     case: Option<String>,
+    /// Whether the first finding is enough.
+    first: bool,
 }
 
 impl Asked {
@@ -144,7 +147,7 @@ fn main() -> ExitCode {
         Err(usage) => {
             let layers: Vec<_> = LAYERS.iter().map(|l| format!("  {:<10} {}", l.name, l.about)).collect();
             eprintln!(
-                "{usage}\n\natlas [LAYER]... [--minutes N] [--count N] [--case NAME]\n{}",
+                "{usage}\n\natlas [LAYER]... [--minutes N] [--count N] [--case NAME] [--first]\n{}",
                 layers.join("\n")
             );
             ExitCode::from(2)
@@ -161,6 +164,7 @@ fn begin(mut args: impl Iterator<Item = String>) -> Result<bool, String> {
             "--minutes" => minutes = Some(number(value()?)?),
             "--count" => asked.count = Some(number(value()?)?),
             "--case" => asked.case = Some(value()?),
+            "--first" => asked.first = true,
             name => wanted.push(LAYERS.iter().find(|l| l.name == name).ok_or(format!("no layer {name}"))?),
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 const FORMAT: &str = include_str!("../../src/format/FORMAT.md");
 const SEGMENT: &str = "journal/0000000001.seg";
 
-fn request() -> RunPrepared {
+pub(crate) fn request() -> RunPrepared {
     RunPrepared {
         name: RunName { task: Id::new("t").unwrap(), run: Id::new("r").unwrap() },
         step: Id::new("s").unwrap(),

@@ -13,6 +13,7 @@ mod attempt;
 mod cli;
 mod commands;
 mod conductor;
+mod corners;
 mod crash;
 mod damage;
 mod decoder;

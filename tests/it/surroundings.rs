@@ -527,3 +527,63 @@ fn what_is_ignored_stays_ignored_as_under_nohup() {
     drop(child.stdin.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+/// What the operating system was asked, in order: the calls of a whole recorded command, with the
+/// paths behind their descriptors.
+fn calls(place: &Place, run: &str) -> Vec<String> {
+    let trace = place.0.path().join("trace");
+    let calls = "trace=pwrite64,fdatasync,fsync,syncfs,renameat2,renameat,openat2,mkdirat";
+    let words = ["strace", "-f", "-qq", "-y", "-s", "8", "-o", trace.to_str().unwrap(), "-e", calls];
+    let args = ["-q", "run", "--task", "t", "--run", run, "--", "seq", "20000"];
+    assert!(behind(place, &words, runwal(), &args).stdout(Stdio::null()).status().unwrap().success());
+    fs::read_to_string(&trace).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// A receipt, and the mark that tells others of it, stands on syncs that the operating system was
+/// really asked for.
+#[test]
+fn nothing_is_called_durable_before_the_operating_system_has_synced_it() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    for run in ["first", "second"] {
+        let (mut written, mut named, mut marks) = (None, None, 0);
+        for call in calls(&place, run) {
+            let of_segment = call.contains("/journal/0") || call.contains("/journal/tmp-");
+            if call.contains(" pwrite64(") && of_segment {
+                written = Some(call);
+            } else if call.contains(" fdatasync(") && of_segment {
+                written = None;
+            } else if call.contains(" renameat2(") && call.contains(".seg") {
+                named = Some(call);
+            } else if call.contains(" fsync(") && call.contains("/journal>") {
+                named = None;
+            } else if call.contains("/journal/mark>") && call.contains(", 132, ") {
+                assert_eq!((&written, &named), (&None, &None), "{call} comes too early");
+                marks += 1;
+            }
+        }
+        assert!(marks > 1, "{marks}");
+    }
+}
+
+/// Any call may be interrupted by a signal. Only a sync is not asked for again: whether it took effect
+/// is not known.
+#[test]
+fn calls_that_a_signal_interrupts_are_made_again() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    let calls = "openat2,pwrite64,flock,ftruncate";
+    let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:error=EINTR:when=1+2"));
+    let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    for run in ["first", "second"] {
+        let args = ["-q", "run", "--task", "t", "--run", run, "--", "echo", "word"];
+        let output = behind(&place, &words, runwal(), &args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(text(&place.ends(0, &["output", &format!("t/{run}")]).stdout), "word\n");
+    }
+    place.ends(0, &["verify", "--deep"]);
+}
