@@ -43,6 +43,8 @@ pub enum Fault {
     Kill,
     /// The calling process dies after this many sectors of its write; before any other operation.
     KillAfterSectors(u64),
+    /// The operation panics, as a bug would: in the calling thread, which the process may survive.
+    Panic,
     /// The power goes just before the operation: every call of every process fails from then on.
     PowerCut,
     /// The operation fails and does nothing, but for a sync: that one leaves the units durable whose

@@ -538,6 +538,20 @@ impl Core {
     pub(super) fn is_poisoned(&self) -> bool {
         self.poisoned.is_some()
     }
+
+    /// What a commit that panicked leaves: nobody knows what it has written, and the lock is free.
+    pub(super) fn panicked(&mut self) {
+        let why = "a commit panicked";
+        observe::poisoned(why);
+        self.poisoned.get_or_insert_with(|| why.to_owned());
+        // A lock that was not held is as free.
+        let _ = self.lock.give_back();
+    }
+
+    /// The answer to those whose commit panicked.
+    pub(super) fn unknown(&self) -> Error {
+        poisoned(self.poisoned.as_deref().unwrap_or("a commit panicked"))
+    }
 }
 
 /// The error itself the first time, its likeness afterwards.

@@ -214,6 +214,31 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Slot(Mutex<Option<Answer>>);
 
+/// Whoever leads. If the commit panics, in a subscriber of traces for one, the handle is poisoned, all who
+/// wait are answered, and another may lead.
+struct Leads<'j> {
+    shared: &'j Shared,
+    slots: &'j [Arc<Slot>],
+}
+
+impl Drop for Leads<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let mut core = hold(&self.shared.core);
+        core.panicked();
+        for slot in self.slots {
+            hold(&slot.0).get_or_insert_with(|| Err(core.unknown()));
+        }
+        drop(core);
+        let mut queue = hold(&self.shared.queue);
+        queue.leading = false;
+        queue.guesses.clear();
+        self.shared.changed.notify_all();
+    }
+}
+
 /// A batch that was accepted and is not known to be durable yet.
 #[derive(Debug)]
 pub(crate) struct Ticket {
@@ -222,7 +247,7 @@ pub(crate) struct Ticket {
 }
 
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that holds one of these panics half-way through a change; the data is whole.
+    // A commit that panics poisons the core; no other code that holds one of these panics half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -304,6 +329,7 @@ impl Journal {
         let group = std::mem::take(&mut queue.waiting);
         drop(queue);
         let (batches, slots): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        let _leads = Leads { shared: &self.0, slots: &slots };
         let mut refused = false;
         let mut core = hold(&self.0.core);
         core.commit(batches, &mut |i, answer| {

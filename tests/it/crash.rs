@@ -1,6 +1,9 @@
 //! What the crash explorer finds wrong in some seconds; the atlas looks for minutes and hours.
 
 use runwal::disk::sim::Fault;
+use runwal::engine::Engine;
+use runwal::error::ErrorKind;
+use runwal::record::{Body, Channel};
 use runwal::testing::explorer::{Bounds, Explored, Seen, explore};
 use runwal::testing::sequences::Sequence;
 use runwal::testing::stage::Stage;
@@ -70,4 +73,35 @@ fn a_handle_whose_sync_failed_writes_no_more() {
             assert!(later.problems.is_empty(), "{:?}", later.problems);
         }
     }
+}
+
+/// A bug that panics within a commit, wherever it does: nobody waits for ever, the handle writes no more,
+/// its lock is free, and what is opened anew has every record that has a receipt.
+#[test]
+fn a_commit_that_panics_leaves_a_poisoned_handle_and_no_lock() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    for n in 1..8 {
+        let mut stage = Stage::new(64 << 10, 64 << 10);
+        let one = stage.open(1).expect("opened");
+        let run = stage.begin(&one, "one").expect("begun");
+        stage.world.fail_at(stage.world.operations() + n, Fault::Panic);
+        let engine = one.engine().clone();
+        let append = || engine.append(run, None, &[Body::Chunk(Channel::Stdout, b"x".to_vec()).into()]);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(append)).is_err();
+        stage.world.clear_faults();
+        assert_eq!(one.engine().is_poisoned(), panicked, "{n}");
+        if !panicked {
+            assert!(n > 3, "a commit has more operations than {n}");
+            continue;
+        }
+        let refused = append().map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::Reopen), "{n}");
+        let two = Engine::open_in(one.engine().world().clone(), stage.options()).expect("the lock is free").0;
+        let begun = two.log().unwrap().run_of(run).unwrap();
+        assert!(begun.is_some(), "{n}");
+        two.close().unwrap();
+        drop(one);
+    }
+    std::panic::set_hook(hook);
 }

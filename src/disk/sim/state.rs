@@ -589,6 +589,7 @@ impl State {
         let fault = self.faults.remove(&number).or(self.sticky);
         match fault {
             Some(Fault::Kill) => self.kill(process),
+            Some(Fault::Panic) => panic!("a planned panic in {kind} {file}"),
             Some(Fault::PowerCut) => self.powered = false,
             Some(Fault::Error { sticky: true, .. }) => self.sticky = fault,
             _ => {}
