@@ -227,7 +227,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// cannot be repaired is reported and stops nothing: the journal has every record.
 fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
     let disk = std::sync::Arc::clone(&engine.world().disk);
-    let before = read_projected(&*disk, &log.journal_id()).min(log.durable());
+    let noted = read_projected(&*disk, &log.journal_id());
+    // A note of records that this journal does not have is of files that may be ahead of it.
+    let before = if noted > log.durable() { Position::ZERO } else { noted };
     let mut reached = log.reader.sealed_upto();
     for (stream, last) in log.reader.streams_after(before)? {
         if !options.publish_ticks && log.ticks()? == Some(stream) {

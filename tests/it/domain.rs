@@ -1288,6 +1288,13 @@ fn files_that_are_ahead_of_their_journal_are_brought_back_to_it() {
     left.chunk(Channel::Stdout, b"late\n").unwrap();
     left.finish(done()).unwrap();
     drop((ended, left));
+    // So much that what came late stands in sealed segments, and is noted as done.
+    let mut more = prepare(&engine, "more");
+    for _ in 0..8 {
+        more.chunk(Channel::Stdout, &vec![b'x'; 100_000]).unwrap();
+    }
+    more.finish(done()).unwrap();
+    drop(more);
     engine.close().unwrap();
     bench.open().close().unwrap();
     assert_eq!(bench.bytes("runs/t/left/stdout.log"), b"early\nlate\n");
