@@ -490,7 +490,10 @@ const INDEX: &[(&str, Rules)] = &[
             ("only if it is as it was seen", &["domain::a_run_is_ended_only_as_it_was_seen"]),
             (
                 "files behind the noted position are mended by opening, the others by a rebuild",
-                &["domain::opening_looks_only_at_runs_behind_what_is_noted_as_projected"],
+                &[
+                    "domain::opening_looks_only_at_runs_behind_what_is_noted_as_projected",
+                    "domain::files_that_are_ahead_of_their_journal_are_brought_back_to_it",
+                ],
             ),
             (
                 "whoever opens is told what was found and done",

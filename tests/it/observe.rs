@@ -283,6 +283,36 @@ fn a_failed_sync_shows_until_the_journal_is_opened_anew() {
     });
 }
 
+/// In the thread that writes for all, in the middle of a commit: those who wait get an answer, the lock is
+/// free, and what was written is settled by opening anew.
+#[test]
+fn a_subscriber_that_panics_holds_up_nobody_else() {
+    struct Panics;
+    impl<S: Subscriber> Layer<S> for Panics {
+        fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+            assert!(event.metadata().target() != "runwal", "a subscriber's own mistake");
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, _) = Engine::open(dir.path().join("data"), no_files()).unwrap();
+    let stream = Recorder::prepare(&engine, request("r")).unwrap().stream();
+    // Where there is one subscriber alone, what threads without one say first is switched off for all.
+    let _second = Dispatch::new(tracing_subscriber::registry());
+    let told = tracing::subscriber::with_default(tracing_subscriber::registry().with(Panics), || {
+        engine.append(stream, None, &[chunk(1)]).unwrap_err()
+    });
+    assert_eq!(told.kind(), ErrorKind::Reopen, "{told}");
+    let (answers, answered) = channel();
+    let other = engine.clone();
+    std::thread::spawn(move || answers.send(other.append(stream, None, &[chunk(2)]).unwrap_err().kind()));
+    assert_eq!(answered.recv_timeout(PATIENCE).expect("it waits for ever"), ErrorKind::Reopen);
+    // Beside it, as another process would.
+    let (beside, _) = Engine::open(dir.path().join("data"), no_files()).unwrap();
+    beside.append(stream, None, &[chunk(3)]).unwrap();
+    assert_eq!(beside.log().unwrap().verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
+    beside.close().unwrap();
+}
+
 // Events.
 
 /// Every event that the engine tells.
