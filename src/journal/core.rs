@@ -541,9 +541,8 @@ impl Core {
 
     /// What a commit that panicked leaves: nobody knows what it has written, and the lock is free.
     pub(super) fn panicked(&mut self) {
-        let why = "a commit panicked";
-        observe::poisoned(why);
-        self.poisoned.get_or_insert_with(|| why.to_owned());
+        // Nobody is told of it: it may be the telling that panicked.
+        self.poisoned.get_or_insert_with(|| "a commit panicked".to_owned());
         // A lock that was not held is as free.
         let _ = self.lock.give_back();
     }
