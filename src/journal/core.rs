@@ -19,6 +19,7 @@ use crate::format::{
 use crate::observe;
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// How often catching up may find something new to settle before it must be done.
@@ -199,13 +200,21 @@ impl Core {
         })
     }
 
-    /// Runs `work` with the lock held and everything of others caught up with.
+    /// Runs `work` with the lock held and everything of others caught up with. Those who are told of it
+    /// (subscribers, a disk of the embedder's) are not ours: where one panics, nobody else waits for ever.
     pub(super) fn locked<T>(&mut self, work: impl FnOnce(&mut Self, &OpenReport) -> Result<T>) -> Result<T> {
         if let Some(why) = &self.poisoned {
             return Err(poisoned(why));
         }
         self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
-        let result = self.catch_up().and_then(|report| work(self, &report));
+        let done = catch_unwind(AssertUnwindSafe(|| self.catch_up().and_then(|report| work(self, &report))));
+        let result = done.unwrap_or_else(|_| {
+            // Where it stopped is as little known as after a failed write.
+            self.poisoned = Some("something panicked in the middle of it".to_owned());
+            Err(Error::new(ErrorKind::Reopen, "something panicked under the journal's lock").hint(
+                "Whether what was being written is in the journal is not known. Open it anew: that settles it.",
+            ))
+        });
         let unlocked = self.lock.give_back();
         let value = result?;
         unlocked?;
@@ -537,19 +546,6 @@ impl Core {
 
     pub(super) fn is_poisoned(&self) -> bool {
         self.poisoned.is_some()
-    }
-
-    /// What a commit that panicked leaves: nobody knows what it has written, and the lock is free.
-    pub(super) fn panicked(&mut self) {
-        // Nobody is told of it: it may be the telling that panicked.
-        self.poisoned.get_or_insert_with(|| "a commit panicked".to_owned());
-        // A lock that was not held is as free.
-        let _ = self.lock.give_back();
-    }
-
-    /// The answer to those whose commit panicked.
-    pub(super) fn unknown(&self) -> Error {
-        poisoned(self.poisoned.as_deref().unwrap_or("a commit panicked"))
     }
 }
 

@@ -35,6 +35,7 @@ pub(crate) use crate::format::{Draft, Target};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
+use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -214,31 +215,6 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Slot(Mutex<Option<Answer>>);
 
-/// Whoever leads. If the commit panics, in a subscriber of traces for one, the handle is poisoned, all who
-/// wait are answered, and another may lead.
-struct Leads<'j> {
-    shared: &'j Shared,
-    slots: &'j [Arc<Slot>],
-}
-
-impl Drop for Leads<'_> {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        let mut core = hold(&self.shared.core);
-        core.panicked();
-        for slot in self.slots {
-            hold(&slot.0).get_or_insert_with(|| Err(core.unknown()));
-        }
-        drop(core);
-        let mut queue = hold(&self.shared.queue);
-        queue.leading = false;
-        queue.guesses.clear();
-        self.shared.changed.notify_all();
-    }
-}
-
 /// A batch that was accepted and is not known to be durable yet.
 #[derive(Debug)]
 pub(crate) struct Ticket {
@@ -247,7 +223,7 @@ pub(crate) struct Ticket {
 }
 
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A commit that panics poisons the core; no other code that holds one of these panics half-way.
+    // No code that holds one of these panics half-way through a change; the data is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -329,7 +305,6 @@ impl Journal {
         let group = std::mem::take(&mut queue.waiting);
         drop(queue);
         let (batches, slots): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        let _leads = Leads { shared: &self.0, slots: &slots };
         let mut refused = false;
         let mut core = hold(&self.0.core);
         core.commit(batches, &mut |i, answer| {
@@ -341,10 +316,11 @@ impl Journal {
                 Err(_) => refused = true,
             }
             *hold(&slots[i].0) = Some(answer);
-            observe::answered();
         });
         self.0.saw(&core);
         drop(core);
+        // Who counts is not ours either, and must not keep the others waiting.
+        let _ = catch_unwind(|| slots.iter().for_each(|_| observe::answered()));
         self.0.bell.ring();
         let mut queue = hold(&self.0.queue);
         queue.leading = false;
