@@ -10,8 +10,8 @@
 //! A machine with what is demanded of it is a *state*; each is judged once, wherever it comes up
 //! again: it is read as it lies, opened for writing, and read again. What comes after that (opening
 //! twice, going on, losing power, verifying, retrying keys, comparing files) follows from the machine
-//! that opening left; of those that show the same records in files of the same lengths, the first one
-//! is followed, and one in [`Bounds::life_share`].
+//! that opening left; of those that show the same records in files of the same lengths, one is followed,
+//! or one in [`Bounds::look_share`] such kinds, and one in [`Bounds::life_share`] of the others.
 
 use super::stage::Stage;
 use super::workloads::Workload;
@@ -39,7 +39,9 @@ pub struct Bounds {
     pub depth: u32,
     /// The share of the states whose opening is.
     pub nested_share: u64,
-    /// The share of those that look alike once opened, and are followed nevertheless.
+    /// The share of those that look like none before once opened, and are followed.
+    pub look_share: u64,
+    /// The share of those that look like another, and are followed nevertheless.
     pub life_share: u64,
     /// Judge only cases whose names begin so.
     pub only: Option<String>,
@@ -58,6 +60,7 @@ impl Bounds {
             looks: true,
             depth: 0,
             nested_share: 1,
+            look_share: 1,
             life_share: 32,
             only: None,
             enough: 20,
@@ -73,7 +76,7 @@ impl Bounds {
     /// One case, as a violation was reported.
     #[must_use]
     pub fn only(self, case: &str) -> Self {
-        Self { only: Some(case.to_owned()), nested_share: 1, life_share: 1, ..self }
+        Self { only: Some(case.to_owned()), nested_share: 1, look_share: 1, life_share: 1, ..self }
     }
 }
 
@@ -386,7 +389,12 @@ impl Explorer<'_> {
                 stage.problems.extend(stage.ledger.check_ends(&records).err());
             }
             stage.close(writer);
-            if self.seen.insert(look_of(&stage)) || share(self.bounds.life_share, 40) {
+            let follow = if self.seen.insert(look_of(&stage)) {
+                self.bounds.look_share
+            } else {
+                self.bounds.life_share
+            };
+            if share(follow, 40) {
                 self.found.lives += 1;
                 stage.retry_keys(mount(32));
                 life_after(&mut stage, mount(32));

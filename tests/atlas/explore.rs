@@ -125,7 +125,8 @@ fn sequences(len: usize, bounds: Bounds) -> impl Iterator<Item = (Workload, Boun
 
 fn quick_work() -> Work {
     let named_fewer = Bounds { errnos: 2, looks: false, ..Bounds::exhaustive(2).nested(1, 256) };
-    let two_calls = Bounds { errnos: 1, looks: false, life_share: 256, ..Bounds::exhaustive(3) };
+    let two_calls =
+        Bounds { errnos: 1, looks: false, look_share: 8, life_share: 256, ..Bounds::exhaustive(3) };
     Box::new(
         named(named_fewer)
             .chain(sequences(1, Bounds::exhaustive(3).nested(1, 64)))
@@ -134,10 +135,16 @@ fn quick_work() -> Work {
 }
 
 fn deep_work() -> Work {
-    let single = Bounds { errnos: 1, looks: false, ..Bounds::exhaustive(6) };
+    let single = Bounds { errnos: 1, looks: false, look_share: 8, life_share: 256, ..Bounds::exhaustive(6) };
     let by_chance = (0_u64..).map(|seed| {
         let sequence = Sequence::random(seed, 4 + usize::try_from(seed % 40).unwrap_or(0));
-        let bounds = Bounds { errnos: 1, looks: false, ..Bounds::exhaustive(6).nested(3, 32) };
+        let bounds = Bounds {
+            errnos: 1,
+            looks: false,
+            look_share: 8,
+            life_share: 256,
+            ..Bounds::exhaustive(6).nested(3, 32)
+        };
         (Workload::Sequence(sequence), bounds)
     });
     Box::new(
