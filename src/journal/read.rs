@@ -117,10 +117,14 @@ impl ReadHandle {
 
     /// Whether a mark tells all that is durable. One that was written through another mount may not: it
     /// is never synced, and where the file system was lost and mounted anew it may be an earlier one.
+    /// Whoever has found out what is durable once only goes forward with it.
     fn is_live(&self, standing: Standing, mark: &Mark) -> Result<bool> {
         match standing {
             Standing::Current => Ok(true),
-            Standing::OtherMount => self.is_end(mark),
+            Standing::OtherMount => {
+                let known = self.view.as_ref().is_some_and(|view| view.segment.number() <= mark.segment);
+                Ok(known || self.is_end(mark)?)
+            }
             _ => Ok(false),
         }
     }

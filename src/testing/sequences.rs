@@ -293,7 +293,7 @@ impl Players {
             What::Checkpoint => receipt = stage.checkpoint(writer, run),
             What::Keyed => receipt = stage.append_keyed(writer, run, 30),
             What::Term => {
-                receipt = stage.append_under(writer, run, 30, Conditions::none().term(term));
+                receipt = stage.append_if(writer, run, Conditions::none().term(term), &[30]);
                 if receipt.is_some() && term < self.highest_term {
                     stage.problems.push(format!("term {term} was taken after term {}", self.highest_term));
                 }
@@ -303,10 +303,10 @@ impl Players {
             }
             What::Expected => {
                 let expected = player.next.unwrap_or(Seq(1));
-                receipt = stage.append_under(writer, run, 30, Conditions::none().expecting(expected));
+                receipt = stage.append_if(writer, run, Conditions::none().expecting(expected), &[30]);
             }
             What::Stale => {
-                if stage.append_under(writer, run, 30, Conditions::none().expecting(Seq(1))).is_some() {
+                if stage.append_if(writer, run, Conditions::none().expecting(Seq(1)), &[30]).is_some() {
                     stage.problems.push("a sequence that is taken was expected, and given".to_owned());
                 }
             }

@@ -258,20 +258,6 @@ impl Stage {
         self.hand_in(writer, bodies, |engine| engine.append(stream, conditions, &records))
     }
 
-    /// Appends one record under conditions.
-    pub fn append_under(
-        &mut self,
-        writer: &Writer,
-        stream: Option<StreamId>,
-        len: usize,
-        conditions: Conditions,
-    ) -> Option<Receipt> {
-        let stream = stream?;
-        let body = self.body(len);
-        let records = [body.clone().into()];
-        self.hand_in(writer, vec![body], |engine| engine.append(stream, conditions, &records))
-    }
-
     /// Appends a checkpoint.
     pub fn checkpoint(&mut self, writer: &Writer, stream: Option<StreamId>) -> Option<Receipt> {
         let stream = stream?;
