@@ -155,10 +155,10 @@ const NAMES: [&str; 15] = [
     "journal/0000000006.seg",
     "journal/0000000007.seg",
     "journal/0000000008.seg",
-    "journal/mark",
+    MARK,
     "journal/0000000012.seg",
     "journal/18446744073709551615.seg",
-    "journal/lock",
+    LOCK,
     "cache/index/0000000001.idx",
     "cache/index/0000000002.idx",
     "journal/spare-1",
@@ -258,12 +258,17 @@ pub fn damage(input: &mut Unstructured<'_>, files: &mut Files) -> Result<Damage>
         stroke.apply(files);
         done.strokes.push(stroke);
     }
+    // Nobody who has to lock a thing that is no file can go on, and says so.
+    if matches!(files.get(LOCK), Some(Node::Other(_))) {
+        files.remove(LOCK);
+    }
     done.mark = files.get(MARK) != before.as_ref();
     Ok(done)
 }
 
 /// Where the mark is.
 pub const MARK: &str = "journal/mark";
+const LOCK: &str = "journal/lock";
 
 fn file<'f>(files: &'f mut Files, name: &str) -> Option<&'f mut Vec<u8>> {
     match files.get_mut(name) {
@@ -296,8 +301,6 @@ impl Stroke {
             }
             Self::Foreign { file, to } => Self::bring(&ORIGINALS.foreign, file, to, files),
             Self::Diverged { file, to } => Self::bring(&ORIGINALS.diverged, file, to, files),
-            // Nobody who has to lock a thing that is no file can go on.
-            Self::Plant { file, .. } if file.name() == "journal/lock" => {}
             Self::Plant { file, kind } => {
                 let kind = [Kind::Directory, Kind::Symlink, Kind::Special][usize::from(kind % 3)];
                 files.insert(file.name().to_owned(), Node::Other(kind));
