@@ -19,14 +19,17 @@
 
 mod choices;
 mod content;
+mod reboot;
 mod state;
 
-pub use choices::{Choices, Image};
+pub use choices::Choices;
+pub use reboot::Image;
 
 use super::{Disk, File, Kind, Open, Session, Stat};
 use crate::error::{Error, ErrorKind, Result};
 pub(crate) use content::mix;
 use content::{Data, index};
+use reboot::Reboots;
 use rustix::io::Errno;
 use state::{Body, DEVICE, Entries, Holder, Inode, LookFault, State, refused};
 use std::collections::BTreeMap;
@@ -119,7 +122,7 @@ impl Unit {
 }
 
 /// What becomes of a [`Unit`] in a power cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
     /// It is as it was last durable; a sector that never was reads as zeros.
     Old,
@@ -160,7 +163,7 @@ pub struct Operation {
     pub file: String,
     /// Where a write begins; otherwise 0.
     pub offset: u64,
-    /// How many bytes a write has, or the length set; otherwise 0.
+    /// How many bytes a write has, the length set, or of how many units a sync is; otherwise 0.
     pub len: u64,
 }
 
@@ -171,6 +174,7 @@ impl fmt::Display for Operation {
         match *kind {
             "write" => write!(f, " {len} bytes at {offset}"),
             "set_len" => write!(f, " to {len}"),
+            "sync" | "sync_dir" | "sync_all" => write!(f, ", units: {len}"),
             _ => Ok(()),
         }
     }
@@ -316,9 +320,9 @@ impl SimWorld {
     /// gives it: next boot, no process, no lock, nothing counted, no fault planned. This one stays.
     pub fn power_cut(&self, fate: &mut dyn FnMut(&Unit) -> Fate) -> Self {
         // Not under the lock: what decides on the fates may ask this world.
-        let state = self.state().clone();
-        let units = state.units();
-        Self::of(state.reboot(units.iter().map(|unit| (unit, fate(unit)))))
+        let mut reboots = Reboots::new(self.state().clone());
+        let fates = reboots.units.iter().map(fate).collect();
+        reboots.image(fates).world()
     }
 
     /// The same machine as if it had not been started anew: only the file system was lost and mounted
@@ -331,7 +335,7 @@ impl SimWorld {
 
     /// A digest of everything durable that can be reached: names, inode numbers, lengths and bytes.
     pub fn digest(&self) -> u128 {
-        self.state().reboot(std::iter::empty()).digest()
+        self.state().digest()
     }
 
     /// A digest of everything that is read, that is durable, and that could become so.

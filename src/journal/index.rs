@@ -145,25 +145,48 @@ pub(crate) fn read_footer(
     Ok(Some(Footer::decode_body(&body[..read], crc)))
 }
 
-/// The index of a sealed segment. Taken from its footer or its file in the cache; otherwise made
-/// by scanning, going back as far as is needed to know which streams were open.
-pub(crate) fn of_sealed(disk: &dyn Disk, journal: &[u8; 16], number: u64, writable: bool) -> Result<Footer> {
+/// The index of a sealed segment, of which the next one is given where it is known. Taken from its
+/// footer or its file in the cache; otherwise made by scanning, going back as far as is needed to know
+/// which streams were open.
+pub(crate) fn of_sealed(
+    disk: &dyn Disk,
+    journal: &[u8; 16],
+    number: u64,
+    successor: Option<SegmentHeader>,
+    writable: bool,
+) -> Result<Footer> {
     let mut missing = Vec::new();
     let mut found = None;
-    let numbers = segment::list(disk)?;
-    for at in numbers.into_iter().rev().filter(|at| *at <= number) {
-        let successor = Segment::open_of(disk, journal, at + 1, Open::Read).ok().map(|s| s.header);
-        match Segment::open_of(disk, journal, at, Open::Read) {
-            Ok(segment) => {
-                if let Some(index) = stored(disk, &segment, successor.as_ref())? {
-                    found = Some(index);
-                    break;
-                }
-                missing.push((segment, successor));
-            }
+    let mut successor = successor;
+    let mut next = Some(number);
+    // Of what lies below the first segment that is not there, as the directory tells it: a number says
+    // nothing about how many there are, as a hostile header can name any.
+    let mut below: Option<Vec<u64>> = None;
+    while let Some(at) = next {
+        let opened = match Segment::open_of(disk, journal, at, Open::Read) {
+            Ok(segment) => Some(segment),
             Err(Unopened::Failed(error)) => return Err(error),
-            Err(_) => {}
+            Err(_) => None,
+        };
+        if opened.is_none() && below.is_none() {
+            below = Some(segment::list(disk)?);
         }
+        next = match &mut below {
+            Some(numbers) => {
+                numbers.retain(|number| *number < at);
+                numbers.pop()
+            }
+            None => at.checked_sub(1).filter(|number| *number > 0),
+        };
+        let header = opened.as_ref().map(|segment| segment.header).filter(|_| next == at.checked_sub(1));
+        if let Some(segment) = opened {
+            if let Some(index) = stored(disk, &segment, successor.as_ref())? {
+                found = Some(index);
+                break;
+            }
+            missing.push((segment, successor));
+        }
+        successor = header;
     }
     let mut index = found.unwrap_or_default();
     while let Some((segment, successor)) = missing.pop() {

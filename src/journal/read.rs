@@ -168,12 +168,13 @@ impl ReadHandle {
     fn settle(&mut self, mark: &MarkView) -> Result<bool> {
         let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
         let named = mark.evidence().map_or(0, |m| m.segment);
-        let newest = newest(&*self.disk)?.unwrap_or(0);
+        let numbers = segment::list(&*self.disk)?;
+        let newest = numbers.last().copied().unwrap_or(0);
         self.end_damage.clear();
         self.incomplete = None;
         let mut segment = None;
         let journal = known_journal(&*self.disk, mark)?;
-        for number in segment::list(&*self.disk)?.into_iter().rev() {
+        for number in numbers.into_iter().rev() {
             let own = |s: &Segment| journal.is_none_or(|journal| journal == s.header.journal);
             segment = self.openable(number)?.filter(own);
             if segment.is_some() {
@@ -277,13 +278,13 @@ impl ReadHandle {
     }
 
     /// Reads one batch at a place the index named.
-    pub(crate) fn batch(&self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
-        let segment = match &self.view {
-            Some(view) if view.segment.number() == place.segment => view.segment.clone(),
-            _ => match Segment::open_of(&*self.disk, &self.journal(), place.segment, Open::Read) {
-                Ok(segment) => segment,
-                Err(unopened) => return unopened.into_damage(place.segment).map(Err),
-            },
+    pub(crate) fn batch(&mut self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
+        let Some(view) = &mut self.view else {
+            return Unopened::Missing.into_damage(place.segment).map(Err);
+        };
+        let segment = match view.reopen(place.segment) {
+            Ok(segment) => segment,
+            Err(unopened) => return unopened.into_damage(place.segment).map(Err),
         };
         let mut head = [0; BATCH_HEADER_LEN];
         let read = segment.file.read_at(&mut head, place.offset)?;

@@ -62,6 +62,9 @@ pub struct Verification {
 
 /// Reads everything. `progress` is told the bytes of each segment gone through.
 pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> Result<Verification> {
+    if let Some(view) = handle.view() {
+        view.forget_files();
+    }
     let before = handle.end_damage.len();
     let tail = handle.judge_tail()?;
     // Evidence beyond what stands there: that much was durable once.

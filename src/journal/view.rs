@@ -6,13 +6,17 @@ use super::mark::MarkView;
 use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
-use crate::format::{BatchHeader, Footer, Mark, OpenStream, Records, StreamEntry, name_hash};
+use crate::format::{BatchHeader, Footer, Mark, OpenStream, Records, SegmentHeader, StreamEntry, name_hash};
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How much memory the indexes of sealed segments may take. One is kept in any case.
 const KEPT_LEN: usize = 8 << 20;
+
+/// How many sealed segments stay open for who goes on reading: a segment, the one that says where it
+/// ends, and the one a reader came from.
+const KEPT_OPEN: usize = 3;
 
 /// The place of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +44,8 @@ pub(crate) struct View {
     pub(crate) index: Footer,
     /// What was found damaged while indexing it.
     pub(crate) damage: Vec<Damage>,
+    /// Sealed segments that were read a moment ago, the last one first.
+    recent: Vec<Segment>,
     sealed: BTreeMap<u64, Arc<Footer>>,
     /// The memory that they take.
     sealed_len: usize,
@@ -56,7 +62,10 @@ impl View {
     pub(crate) fn at_start(disk: Arc<dyn Disk>, segment: Segment, writable: bool) -> Result<Self> {
         let before = match segment.number() {
             1 => Footer::default(),
-            number => index::of_sealed(&*disk, &segment.header.journal, number - 1, writable)?,
+            number => {
+                let header = segment.header;
+                index::of_sealed(&*disk, &header.journal, number - 1, Some(header), writable)?
+            }
         };
         let index = index::empty(&segment.header, before.open, before.term);
         let spot = Spot::start(&segment.header);
@@ -66,6 +75,7 @@ impl View {
             spot,
             index,
             damage: Vec::new(),
+            recent: Vec::new(),
             sealed: BTreeMap::new(),
             sealed_len: 0,
             before: None,
@@ -78,6 +88,30 @@ impl View {
     /// Opens a segment of this journal.
     pub(crate) fn open(&self, number: u64, how: Open) -> Result<Segment, Unopened> {
         Segment::open_of(&*self.disk, &self.segment.header.journal, number, how)
+    }
+
+    /// A segment of this journal for reading, opened now or a moment ago.
+    pub(crate) fn reopen(&mut self, number: u64) -> Result<Segment, Unopened> {
+        if number == self.segment.number() {
+            return Ok(self.segment.clone());
+        }
+        if let Some(found) = self.recent.iter().find(|segment| segment.number() == number) {
+            return Ok(found.clone());
+        }
+        let segment = self.open(number, Open::Read)?;
+        self.recent.truncate(KEPT_OPEN - 1);
+        self.recent.insert(0, segment.clone());
+        Ok(segment)
+    }
+
+    /// Looks at every file anew from here on.
+    pub(crate) fn forget_files(&mut self) {
+        self.recent.clear();
+    }
+
+    /// What the segment behind a sealed one says of it, if there is one that can be read.
+    fn successor_of(&mut self, number: u64) -> Option<SegmentHeader> {
+        self.reopen(number + 1).ok().map(|segment| segment.header)
     }
 
     /// Moves on to a place that is known to be durable.
@@ -170,8 +204,9 @@ impl View {
         if let Some(index) = self.sealed.get(&number) {
             return Ok(Arc::clone(index));
         }
+        let successor = self.successor_of(number);
         let journal = &self.segment.header.journal;
-        let index = Arc::new(index::of_sealed(&*self.disk, journal, number, self.writable)?);
+        let index = Arc::new(index::of_sealed(&*self.disk, journal, number, successor, self.writable)?);
         self.keep(number, Arc::clone(&index));
         Ok(index)
     }
@@ -267,7 +302,7 @@ impl View {
         if self.before.is_none() {
             let mut before = Vec::new();
             for number in self.before_active()? {
-                let first = match self.open(number, Open::Read) {
+                let first = match self.reopen(number) {
                     Ok(segment) => Some(segment.header.first_position),
                     Err(Unopened::Failed(error)) => return Err(error),
                     Err(_) => None,
@@ -378,8 +413,8 @@ impl View {
             if index.keys.is_empty() {
                 continue;
             }
-            let successor = self.open(number + 1, Open::Read).ok().map(|s| s.header);
-            let place = match self.open(number, Open::Read) {
+            let successor = self.successor_of(number);
+            let place = match self.reopen(number) {
                 Ok(segment) => index::place_of(&segment, successor.as_ref())?,
                 Err(_) => None,
             };
@@ -465,13 +500,13 @@ impl View {
     }
 
     /// A scanner over a segment up to its durable end, from a batch of it.
-    pub(crate) fn scanner_at(&self, place: BatchPlace) -> Result<Scanner> {
+    pub(crate) fn scanner_at(&mut self, place: BatchPlace) -> Result<Scanner> {
         let (segment, bound) = self.bounded(place.segment).map_err(|u| u.into_error(place.segment))?;
         scanner_in(segment, bound, place.offset)
     }
 
     /// A segment and the end of what is durable in it.
-    pub(crate) fn bounded(&self, number: u64) -> Result<(Segment, Bound), Unopened> {
+    pub(crate) fn bounded(&mut self, number: u64) -> Result<(Segment, Bound), Unopened> {
         if number == self.segment.number() {
             let bound = Bound { offset: self.spot.offset, position: Some(self.spot.position) };
             return Ok((self.segment.clone(), bound));
@@ -481,13 +516,10 @@ impl View {
             let early = Error::misuse(format!("segment {number} is not there yet")).at(place);
             return Err(Unopened::Failed(early));
         }
-        let segment = self.open(number, Open::Read)?;
-        let bound = if number + 1 == self.segment.number() {
-            index::sealed_bound(&self.segment.header)
-        } else if let Ok(successor) = self.open(number + 1, Open::Read) {
-            index::sealed_bound(&successor.header)
-        } else {
-            Bound { offset: segment.len().map_err(Unopened::Failed)?, position: None }
+        let segment = self.reopen(number)?;
+        let bound = match self.successor_of(number) {
+            Some(successor) => index::sealed_bound(&successor),
+            None => Bound { offset: segment.len().map_err(Unopened::Failed)?, position: None },
         };
         Ok((segment, bound))
     }

@@ -314,9 +314,18 @@ impl Explorer<'_> {
         }
         for image in Choices::new(&stage.world, exhaustive, samples, seed) {
             let key = key_of(&[&image.digest.to_le_bytes(), &demanded]);
-            let fates: String = image.fates.iter().map(|fate| fate.letter()).collect();
-            self.judge_image(&format!("{case}.{fates}"), stage.on(image.world), key, level);
+            if self.is_new(key) {
+                let fates: String = image.fates.iter().map(|fate| fate.letter()).collect();
+                self.judge_image(&format!("{case}.{fates}"), stage.on(image.world()), key, level);
+            }
         }
+    }
+
+    /// Whether a state was not judged before; it counts as judged from now on.
+    fn is_new(&mut self, key: u64) -> bool {
+        let new = self.seen.insert(key) || self.bounds.only.is_some();
+        self.found.duplicates += u64::from(!new);
+        new
     }
 
     /// Of a machine that has lost its power; now and then only its file system was lost.
@@ -339,7 +348,9 @@ impl Explorer<'_> {
                     for (word, stage) in [("boot", stage.fork()), ("mount", stage.remounted())] {
                         let digest = stage.world.digest_of_all().to_le_bytes();
                         let key = key_of(&[word.as_bytes(), &digest, &stage.ledger.digest()]);
-                        self.judge(&format!("{case}.{word}"), stage, key, 0);
+                        if self.is_new(key) {
+                            self.judge(&format!("{case}.{word}"), stage, key, 0);
+                        }
                     }
                 }
             }
@@ -347,8 +358,12 @@ impl Explorer<'_> {
     }
 
     fn judge_machine(&mut self, case: &str, stage: &Stage, level: u32) {
-        if self.wanted(case) {
-            let key = key_of(&[&stage.world.digest_of_all().to_le_bytes(), &stage.ledger.digest()]);
+        if !self.wanted(case) {
+            return;
+        }
+        self.complain(case, &stage.problems);
+        let key = key_of(&[&stage.world.digest_of_all().to_le_bytes(), &stage.ledger.digest()]);
+        if self.is_new(key) {
             self.judge(case, stage.fork(), key, level);
         }
     }
@@ -358,12 +373,7 @@ impl Explorer<'_> {
         if !self.wanted(case) {
             return;
         }
-        self.complain(case, &stage.problems);
         if !stage.problems.is_empty() || self.found.violations.len() >= self.bounds.enough {
-            return;
-        }
-        if !self.seen.insert(key) && self.bounds.only.is_none() {
-            self.found.duplicates += 1;
             return;
         }
         self.found.states[level as usize % 4] += 1;
@@ -464,7 +474,11 @@ fn faults(at: &Operation, errnos: usize) -> Vec<(String, Fault)> {
             let prefixes = (1..8).map(|k| (1 << k) - 1);
             let singles = (0..8).map(|k| 1 << k);
             let omissions = (0..8).map(|k| !(1 << k));
-            let masks: BTreeSet<u64> = prefixes.chain(singles).chain(omissions).chain([u64::MAX]).collect();
+            let masks = prefixes.chain(singles).chain(omissions).chain([u64::MAX]);
+            // One bit for each unit; without any, `eio` above is the same.
+            let units =
+                1_u64.checked_shl(u32::try_from(at.len).unwrap_or(64)).map_or(u64::MAX, |bit| bit - 1);
+            let masks: BTreeSet<u64> = masks.map(|mask| mask & units).filter(|mask| *mask > 0).collect();
             let failed = |survivors| Fault::Error { errno: ERRNOS[0].1, sticky: false, survivors };
             faults
                 .extend(masks.into_iter().map(|survivors| (format!("eio.{survivors:x}"), failed(survivors))));

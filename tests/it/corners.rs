@@ -85,7 +85,7 @@ fn files_noted_as_projected_are_on_the_disk() {
     assert!(stage.world.read_file("cache/projected").is_ok(), "nothing is noted");
     let mut judged = 0;
     for image in Choices::new(&stage.world, 6, 64, 1) {
-        let mut later = stage.on(image.world);
+        let mut later = stage.on(image.world());
         later.check_files(1);
         is_fine(&later);
         judged += 1;

@@ -70,7 +70,7 @@ fn giving_up_survives_a_crash_at_every_operation() {
             let _ = give_up(&mut cut);
             cut.world.clear_faults();
             let images: Vec<_> = match fault {
-                Fault::PowerCut => Choices::new(&cut.world, 4, 4, 1).map(|image| image.world).collect(),
+                Fault::PowerCut => Choices::new(&cut.world, 4, 4, 1).map(|image| image.world()).collect(),
                 _ => vec![cut.world.fork()],
             };
             for image in images {

@@ -114,7 +114,7 @@ fn tree(world: &SimWorld) -> BTreeMap<String, Vec<u8>> {
 fn worlds(world: &SimWorld) -> BTreeSet<BTreeMap<String, Vec<u8>>> {
     let choices = Choices::new(world, 12, 0, 0);
     assert!(choices.units().len() <= 12, "too many units to try all subsets");
-    choices.map(|image| tree(&image.world)).collect()
+    choices.map(|image| tree(&image.world())).collect()
 }
 
 /// The same, as the lists of names.
@@ -532,13 +532,13 @@ fn operations_are_counted_and_traced() {
             "#1 process 1: create a",
             "#2 process 1: write a 3 bytes at 5",
             "#3 process 1: set_len a to 7",
-            "#4 process 1: sync a",
+            "#4 process 1: sync a, units: 2",
             "#5 process 1: create_dir d",
             "#6 process 1: rename a to d/a",
-            "#7 process 1: sync_dir d",
+            "#7 process 1: sync_dir d, units: 1",
             "#8 process 1: remove d/a",
             "#9 process 1: remove d/a",
-            "#10 process 2: sync_all .",
+            "#10 process 2: sync_all ., units: 2",
         ]
     );
 }
@@ -826,7 +826,7 @@ fn choices_give_every_distinct_image_once() {
         file.write_at(&sectors(&[fill]), i * SECTOR).unwrap();
     }
     let bytes = |choices: Choices| {
-        let images: Vec<_> = choices.map(|image| image.world.read_file("a").unwrap()).collect();
+        let images: Vec<_> = choices.map(|image| image.world().read_file("a").unwrap()).collect();
         let distinct: BTreeSet<_> = images.iter().cloned().collect();
         assert_eq!(images.len(), distinct.len(), "an image came twice");
         distinct
@@ -864,15 +864,16 @@ fn choices_tell_the_fates_and_try_garbage() {
     file.write_at(b"not any more of this cut", 0).unwrap();
     let units = choices.units().to_vec();
     let mut garbage = 0;
-    for Image { fates, world: image, digest } in choices {
-        assert_eq!(image.digest(), digest);
+    for image in choices {
+        let Image { fates, digest, .. } = &image;
+        assert_eq!(image.world().digest(), *digest);
         let mut fate = fates.iter();
         let again = world.power_cut(&mut |unit| {
             assert_ne!(world.describe(unit), "", "who decides may ask");
             *fate.next().unwrap()
         });
-        assert_eq!(again.digest(), image.digest());
-        let garbled = units.iter().zip(&fates).any(|(unit, fate)| *fate == Fate::Garbage && !is_length(unit));
+        assert_eq!(again.digest(), *digest);
+        let garbled = units.iter().zip(fates).any(|(unit, fate)| *fate == Fate::Garbage && !is_length(unit));
         garbage += usize::from(garbled);
     }
     assert_eq!(garbage, 2, "each sector once");
@@ -1004,8 +1005,11 @@ proptest! {
             let _ = take(&disk, step, fill);
         }
         prop_assert_eq!(picture(&all_new(&world).process(1)), picture(&disk));
-        for Image { world: image, .. } in Choices::new(&world, 4, 20, seed) {
+        for image in Choices::new(&world, 4, 20, seed) {
+            let digest = image.digest;
+            let image = image.world();
             let disk = image.process(1);
+            prop_assert_eq!(image.digest(), digest);
             prop_assert!(image.volatile().is_empty());
             prop_assert_eq!(image.digest(), all_new(&image).digest());
             let left = picture(&disk);

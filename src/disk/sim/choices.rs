@@ -1,18 +1,18 @@
 //! Every way in which the power can go, within a bound.
 
 use super::content::mix;
+use super::reboot::{Image, Reboots};
 use super::{Fate, SimWorld, Unit};
 use std::collections::BTreeSet;
+use std::fmt;
 
 /// The machines that a power cut may leave, each distinct one once.
 ///
 /// With few volatile units all subsets of them are tried; with more: all new, all old, each alone
 /// old or new, and every prefix in the order of writing. Then each alone as garbage, and samples of
 /// all four fates.
-#[derive(Debug)]
 pub struct Choices {
-    world: SimWorld,
-    units: Vec<Unit>,
+    reboots: Reboots,
     exhaustive: bool,
     samples: u64,
     seed: u64,
@@ -24,20 +24,19 @@ impl Choices {
     /// Of a power cut now: all subsets if there are at most `exhaustive_up_to` units (and at most
     /// 62), and `samples` samples that follow from `seed`.
     pub fn new(world: &SimWorld, exhaustive_up_to: usize, samples: u64, seed: u64) -> Self {
-        let world = world.fork();
-        let units = world.volatile();
-        let exhaustive = units.len() <= exhaustive_up_to.min(62);
-        Self { world, units, exhaustive, samples, seed, next: 0, seen: BTreeSet::new() }
+        let reboots = Reboots::new(world.state().clone());
+        let exhaustive = reboots.units.len() <= exhaustive_up_to.min(62);
+        Self { reboots, exhaustive, samples, seed, next: 0, seen: BTreeSet::new() }
     }
 
     /// The units that are old or new.
     pub fn units(&self) -> &[Unit] {
-        &self.units
+        &self.reboots.units
     }
 
     /// The candidate with number `n`. Every stage knows how many it has, the next counts from there.
     fn fates(&self, mut n: u64) -> Option<Vec<Fate>> {
-        let count = self.units.len() as u64;
+        let count = self.units().len() as u64;
         let all = |fate: &dyn Fn(u64) -> Fate| Some((0..count).map(fate).collect());
         let new_if = |yes: bool| if yes { Fate::New } else { Fate::Old };
         let mut within = |stage: u64| {
@@ -76,15 +75,10 @@ impl Choices {
     }
 }
 
-/// One machine that a power cut may leave.
-#[derive(Debug)]
-pub struct Image {
-    /// What became of the [`units`](Choices::units), in their order.
-    pub fates: Vec<Fate>,
-    /// The machine, just booted.
-    pub world: SimWorld,
-    /// Its [`SimWorld::digest`].
-    pub digest: u128,
+impl fmt::Debug for Choices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Choices").field("units", &self.units()).finish_non_exhaustive()
+    }
 }
 
 impl Iterator for Choices {
@@ -94,10 +88,9 @@ impl Iterator for Choices {
         loop {
             let fates = self.fates(self.next)?;
             self.next += 1;
-            let image = self.world.state().reboot(self.units.iter().zip(fates.iter().copied()));
-            let digest = image.digest();
-            if self.seen.insert(digest) {
-                return Some(Image { fates, world: SimWorld::of(image), digest });
+            let image = self.reboots.image(fates);
+            if self.seen.insert(image.digest) {
+                return Some(image);
             }
         }
     }

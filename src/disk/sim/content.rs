@@ -27,7 +27,7 @@ fn hash(bytes: &[u8]) -> [u64; 2] {
 
 /// A digest of things in no particular order: two sums, each of another hash of every thing. Enough
 /// against accidents, and many times as fast as hashing everything one after the other.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Digest([u64; 2]);
 
 impl Digest {
@@ -35,6 +35,11 @@ impl Digest {
         for (lane, sum) in (1..).zip(&mut self.0) {
             *sum = sum.wrapping_add(thing.iter().fold(lane, |hash, part| mix(hash ^ part.rotate_left(17))));
         }
+    }
+
+    /// Adds all things of another one.
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(sum, other)| *sum = sum.wrapping_add(other));
     }
 
     pub(super) fn value(&self) -> u128 {
@@ -159,6 +164,14 @@ pub(super) struct Data {
 impl Data {
     pub(super) fn durable(bytes: Bytes) -> Self {
         Self { now: bytes.clone(), durable: bytes, ..Self::default() }
+    }
+
+    /// What a power cut leaves when these units meet these fates and all others are old.
+    pub(super) fn after<'u>(&self, fates: impl Iterator<Item = (&'u Unit, Fate)>) -> Self {
+        let mut left = Self { durable: self.durable.clone(), now: self.now.clone(), ..Self::default() };
+        fates.for_each(|(unit, fate)| left.persist(unit, fate));
+        left.durable.cut(left.durable.len);
+        Self::durable(left.durable)
     }
 
     pub(super) fn is_settled(&self) -> bool {

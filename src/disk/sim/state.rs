@@ -1,7 +1,7 @@
 //! The machine: inodes, names, processes, and what becomes durable when.
 
 use super::content::{Bytes, Data, Digest, mix};
-use super::{Fate, Fault, Operation, SECTOR, Unit};
+use super::{Fault, Operation, SECTOR, Unit};
 use crate::disk::{Kind, Open, Stat};
 use crate::error::{Error, Result};
 use rustix::io::Errno;
@@ -28,6 +28,16 @@ impl Body {
             Kind::File => Self::File(Data::durable(Bytes::default())),
             Kind::Directory => Self::Directory { now: Entries::new(), durable: Entries::new() },
             other => Self::Other(other),
+        }
+    }
+
+    /// Adds what is durable of it, but not what stands in a directory.
+    pub(super) fn add_durable(&self, number: u64, digest: &mut Digest) {
+        match self {
+            Self::File(data) if data.is_settled() => data.durable.add_to(number, digest),
+            Self::File(data) => data.after(std::iter::empty()).durable.add_to(number, digest),
+            Self::Directory { durable, .. } => add_entries(number, durable, digest),
+            Self::Other(kind) => digest.add(&[number, u64::MAX - 2, *kind as u64]),
         }
     }
 }
@@ -125,11 +135,6 @@ fn add_entries(directory: u64, entries: &Entries, digest: &mut Digest) {
     for (name, inode) in entries {
         digest.add(&[directory, u64::MAX - 1, *inode, hash_name(name)]);
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "half of it")]
-fn low(digest: u128) -> u64 {
-    digest as u64
 }
 
 impl State {
@@ -401,6 +406,19 @@ impl State {
         }
     }
 
+    /// How many units a sync is to make durable.
+    fn units_of(&self, what: Option<u64>) -> u64 {
+        let concerned = |change: &&Change| {
+            what.is_none_or(|inode| change.edits.iter().any(|edit| edit.directory == inode))
+        };
+        let files = self.inodes.iter().filter(|(number, _)| what.is_none_or(|what| what == **number));
+        let units = files.map(|(number, inode)| match &inode.body {
+            Body::File(data) if !data.is_settled() => data.units(*number).len(),
+            _ => 0,
+        });
+        (self.changes.iter().filter(concerned).count() + units.sum::<usize>()) as u64
+    }
+
     /// Makes durable what `survives` permits of one file or directory, or of everything, and
     /// forgets that the rest is not.
     pub(super) fn sync(&mut self, what: Option<u64>, survives: &mut dyn FnMut() -> bool) {
@@ -421,46 +439,11 @@ impl State {
         }
     }
 
-    /// The machine after a power cut in which the units have these fates and all others are old.
-    pub(super) fn reboot<'u>(&self, fates: impl Iterator<Item = (&'u Unit, Fate)>) -> Self {
-        let mut before = self.clone();
-        let mut entries = BTreeSet::new();
-        for (unit, fate) in fates {
-            match unit {
-                Unit::Entry { order, .. } if fate == Fate::New => _ = entries.insert(*order),
-                Unit::Sector { inode, .. } | Unit::Length { inode, .. } if fate != Fate::Old => {
-                    if let Ok(data) = before.data_mut(*inode) {
-                        data.persist(unit, fate);
-                    }
-                }
-                _ => {}
-            }
-        }
-        before.settle(|change| entries.contains(&change.order));
-        let mut inodes = BTreeMap::new();
-        let mut found = vec![before.root];
-        while let Some(number) = found.pop() {
-            let Some(mut inode) = before.inodes.remove(&number) else { continue };
-            match &inode.body {
-                Body::Directory { now, durable } => {
-                    found.extend(durable.values());
-                    if now != durable {
-                        let body = Body::Directory { now: durable.clone(), durable: durable.clone() };
-                        inode = Arc::new(Inode { body, ..*inode });
-                    }
-                }
-                Body::File(data) if !data.is_settled() => {
-                    let mut bytes = data.durable.clone();
-                    bytes.cut(bytes.len);
-                    inode = Arc::new(Inode { body: Body::File(Data::durable(bytes)), ..*inode });
-                }
-                _ => {}
-            }
-            inodes.insert(number, inode);
-        }
+    /// The same machine in its next boot, without its files.
+    pub(super) fn rebooted(&self) -> Self {
         let trace = self.trace.as_ref().map(|_| Arc::default());
         let (boot, root, next_inode, order) = (self.boot + 1, self.root, self.next_inode, self.order);
-        Self { boot, root, inodes, next_inode, order, trace, ..Self::empty() }
+        Self { boot, root, inodes: BTreeMap::new(), next_inode, order, trace, ..Self::empty() }
     }
 
     pub(super) fn empty() -> Self {
@@ -485,16 +468,10 @@ impl State {
         }
     }
 
-    /// Of what is durable, of a machine just booted: there nothing is unreachable.
+    /// Of what is durable.
     pub(super) fn digest(&self) -> u128 {
         let mut digest = Digest::default();
-        for (number, inode) in &self.inodes {
-            match &inode.body {
-                Body::File(data) => data.durable.add_to(*number, &mut digest),
-                Body::Directory { durable, .. } => add_entries(*number, durable, &mut digest),
-                Body::Other(kind) => digest.add(&[*number, u64::MAX - 2, *kind as u64]),
-            }
-        }
+        self.add_durable(self.root, &mut digest);
         digest.value()
     }
 
@@ -526,9 +503,18 @@ impl State {
                 digest.add(&[u64::MAX - 4, nth, edit.directory, inode, hash_name(&edit.name)]);
             }
         }
-        let durable = self.reboot(std::iter::empty()).digest();
-        digest.add(&[u64::MAX - 5, low(durable), low(durable >> 64)]);
+        digest.add(&[u64::MAX - 5]);
+        self.add_durable(self.root, &mut digest);
         digest.value()
+    }
+
+    /// Adds what is durable of a file or directory, and of everything below it.
+    fn add_durable(&self, number: u64, digest: &mut Digest) {
+        let body = &self.inode(number).body;
+        body.add_durable(number, digest);
+        if let Body::Directory { durable, .. } = body {
+            durable.values().for_each(|inode| self.add_durable(*inode, digest));
+        }
     }
 
     // Processes and faults.
@@ -622,7 +608,8 @@ impl State {
         name: &str,
         what: Option<u64>,
     ) -> Result<()> {
-        let fault = self.begin(process, kind, name, 0, 0)?;
+        let units = if self.trace.is_some() { self.units_of(what) } else { 0 };
+        let fault = self.begin(process, kind, name, 0, units)?;
         match fault {
             None => self.sync(what, &mut || true),
             Some(Fault::Error { mut survivors, .. }) => self.sync(what, &mut || {
