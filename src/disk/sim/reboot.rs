@@ -65,13 +65,12 @@ impl Reboots {
     /// The machine in which the units meet these fates.
     pub(super) fn image(&mut self, fates: Vec<Fate>) -> Image {
         let survives: Vec<bool> = self.changes.iter().map(|nth| fates[*nth] == Fate::New).collect();
-        let tree = match self.trees.get(&survives) {
-            Some(tree) => Arc::clone(tree),
-            None => {
-                let tree = Arc::new(self.grow(&survives));
-                self.trees.insert(survives, Arc::clone(&tree));
-                tree
-            }
+        let tree = if let Some(tree) = self.trees.get(&survives) {
+            Arc::clone(tree)
+        } else {
+            let tree = Arc::new(self.grow(&survives));
+            self.trees.insert(survives, Arc::clone(&tree));
+            tree
         };
         let mut digest = tree.digest.clone();
         let mut files = Vec::with_capacity(tree.files.len());
