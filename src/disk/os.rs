@@ -347,16 +347,8 @@ impl File for OsFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let mut done = 0;
-        while done < bytes.len() {
-            let n = retry(|| rustix::io::pwrite(&self.fd, &bytes[done..], offset + done as u64))
-                .map_err(|e| self.error("writing", e))?;
-            if n == 0 {
-                return Err(self.error("writing no byte to", Errno::IO));
-            }
-            done += n;
-        }
-        Ok(())
+        write_whole(bytes, offset, |rest, at| rustix::io::pwrite(&self.fd, rest, at))
+            .map_err(|e| self.error("writing", e))
     }
 
     fn sync(&self) -> Result<()> {
@@ -430,6 +422,22 @@ pub(crate) fn boot_id() -> Result<[u8; 16]> {
     Ok(id)
 }
 
+/// Goes on with what a short write leaves. One that writes nothing is an error, as it would for ever.
+fn write_whole(
+    bytes: &[u8],
+    offset: u64,
+    mut write: impl FnMut(&[u8], u64) -> Result<usize, Errno>,
+) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match retry(|| write(&bytes[done..], offset + done as u64))? {
+            0 => return Err(Errno::IO),
+            n => done += n,
+        }
+    }
+    Ok(())
+}
+
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match call() {
@@ -462,5 +470,39 @@ fn stat_of(stat: &fs::Stat) -> Stat {
         inode: stat.st_ino as u64,
         device: stat.st_dev as u64,
         modified_ns: (stat.st_mtime as i64).saturating_mul(1_000_000_000) + stat.st_mtime_nsec as i64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file whose writes are short, interrupted, and at last refused.
+    #[test]
+    fn a_short_write_is_gone_on_with_until_all_is_written_or_nothing_more_is() {
+        let wanted: Vec<u8> = (0..200).collect();
+        for most in [1, 3, 7, 64, 200, 1000] {
+            let (mut file, mut calls) = (vec![0; 50], 0);
+            let done = write_whole(&wanted, 50, |rest, at| {
+                calls += 1;
+                if calls % 3 == 1 {
+                    return Err(Errno::INTR);
+                }
+                assert_eq!(at, file.len() as u64);
+                let n = rest.len().min(most);
+                file.extend_from_slice(&rest[..n]);
+                Ok(n)
+            });
+            assert_eq!((done, &file[50..]), (Ok(()), &*wanted), "{most} at once");
+        }
+        let mut room = 120;
+        let mut full = |rest: &[u8], _| {
+            let n = rest.len().min(room).min(50);
+            room -= n;
+            if n == 0 { Err(Errno::NOSPC) } else { Ok(n) }
+        };
+        assert_eq!(write_whole(&wanted, 0, &mut full), Err(Errno::NOSPC));
+        assert_eq!(write_whole(&wanted, 0, |_, _| Ok(0)), Err(Errno::IO));
+        assert_eq!(write_whole(&[], 0, |_, _| unreachable!()), Ok(()));
     }
 }

@@ -123,8 +123,9 @@ impl Publisher {
             self.shared.changed.notify_all();
         }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // What it did not come to is in the state.
         if let Some(thread) = thread {
-            thread.join().map_err(|_| Error::new(ErrorKind::Io, "the publishing thread panicked"))?;
+            let _ = thread.join();
         }
         let state = self.shared.hold();
         match state.failed.as_ref().or(state.ticks_failed.as_ref()) {
@@ -134,7 +135,21 @@ impl Publisher {
     }
 }
 
+/// Whoever waits for a thread that a bug has ended is told.
+struct TellsPanic<'s>(&'s Shared);
+
+impl Drop for TellsPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let message = "the publishing thread panicked; this is a bug".to_owned();
+            self.0.hold().failed.get_or_insert((ErrorKind::Io, message));
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 fn work(world: &World, shared: &Shared) {
+    let _tells = TellsPanic(shared);
     let mut runs: BTreeMap<StreamId, LiveRun> = BTreeMap::new();
     let mut log = None;
     let mut live_ticks = LiveTicks::new(Arc::clone(&world.disk));

@@ -358,6 +358,8 @@ pub(super) fn create_segment(
         ));
     }
     sync_name(disk, &name, &temporary)?;
+    // By the name that errors tell from now on; its bytes are durable, no sync of theirs is to come.
+    let file = disk.open(&name, Open::Write)?;
     Ok((Segment { file, header, damaged_copy: None }, spot))
 }
 

@@ -1,9 +1,10 @@
 //! What the crash explorer finds wrong in some seconds; the atlas looks for minutes and hours.
 
-use runwal::disk::sim::Fault;
-use runwal::engine::Engine;
-use runwal::error::ErrorKind;
-use runwal::record::{Body, Channel};
+use runwal::disk::sim::{Fault, SimWorld};
+use runwal::engine::{Engine, Options};
+use runwal::error::{Error, ErrorKind};
+use runwal::record::{Body, Channel, Id};
+use runwal::run::{Recorder, RunRequest};
 use runwal::testing::explorer::{Bounds, Explored, Seen, explore};
 use runwal::testing::sequences::Sequence;
 use runwal::testing::stage::Stage;
@@ -99,5 +100,61 @@ fn a_commit_that_panics_leaves_a_poisoned_handle_and_no_lock() {
             Engine::open_in(one.engine().world().clone(), stage.options()).expect("the lock is free").0;
         assert!(beside.log().unwrap().run_of(run).unwrap().is_some(), "{n}");
         beside.close().unwrap();
+    }
+}
+
+/// A bug that panics while the files of a run are brought to the disk, wherever it does: whoever waits for
+/// them is told, and so is who ends the run or closes; the journal goes on.
+#[test]
+fn a_panic_while_publishing_is_told_to_who_waits() {
+    struct Published {
+        world: SimWorld,
+        waited: Result<(), Error>,
+        closed: Result<(), Error>,
+    }
+    let publishing = |fault: Option<u64>| {
+        let mut stage = Stage::new(64 << 10, 64 << 10);
+        let (_, world) = stage.process(1);
+        let engine = Engine::open_in(world, Options { publish: true, ..stage.options() }).unwrap().0;
+        stage.world.record();
+        fault.into_iter().for_each(|n| stage.world.fail_at(n, Fault::Panic));
+        let ids = ["t", "r", "s"].map(|id| Id::new(id).unwrap());
+        let [task, run, step] = ids;
+        let mut recorder = Recorder::prepare(&engine, RunRequest::new(task, run, step)).unwrap();
+        let waited = engine.wait_published(&recorder.last_receipt());
+        recorder.chunk(Channel::Stdout, b"The journal takes records.").unwrap();
+        drop(recorder);
+        Published { world: stage.world, waited, closed: engine.close() }
+    };
+    let undisturbed = publishing(None);
+    undisturbed.waited.unwrap();
+    let trace = undisturbed.world.trace();
+    let files: Vec<_> = trace.iter().filter(|at| at.file.starts_with("runs/")).map(|at| at.number).collect();
+    assert!(files.len() > 3, "{trace:?}");
+    for n in &files[..3] {
+        let disturbed = publishing(Some(*n));
+        let told = disturbed.waited.expect_err("told");
+        assert!(told.to_string().contains("panicked"), "{n}: {told}");
+        assert!(disturbed.closed.unwrap_err().to_string().contains("panicked"), "{n}");
+    }
+}
+
+/// Whoever reads an error in the night looks for the file it names.
+#[test]
+fn an_error_behind_a_roll_names_the_segment() {
+    for spares in [false, true] {
+        let stage = Stage::new(1400, 1400);
+        let mut stage = if spares { stage.with_spares() } else { stage };
+        let writer = stage.open(1).expect("opened");
+        let run = stage.begin(&writer, "one");
+        let mut rolled = 1;
+        while rolled < 4 {
+            stage.append(&writer, run, &[900]).expect("appended");
+            rolled = stage.world.names().iter().filter(|name| name.ends_with(".seg")).count();
+        }
+        stage.world.fail_at(stage.world.operations() + 2, Fault::sticky(5));
+        let chunk = Body::Chunk(Channel::Stdout, b"x".to_vec()).into();
+        let error = writer.engine().append(run.unwrap(), None, &[chunk]).unwrap_err();
+        assert!(error.to_string().contains("journal/0000000004.seg"), "{error}");
     }
 }
