@@ -156,6 +156,9 @@ struct Left {
 }
 
 fn look(log: &mut Log, tickers: Vec<DeadTicker>) -> Result<Vec<(DeadTicker, Left)>> {
+    if tickers.is_empty() {
+        return Ok(Vec::new());
+    }
     log.refresh()?;
     let (mut all, mut open) = (Vec::new(), Vec::new());
     for ticker in tickers {

@@ -437,7 +437,7 @@ impl Explorer<'_> {
                 stage.world.clear_faults();
                 stage.expect_faults(false);
                 if word == "cut" {
-                    self.power_cut(&name, &stage, self.bounds.exhaustive.min(3), 1, level);
+                    self.power_cut(&name, &stage, self.bounds.exhaustive.min(4), 1, level);
                 } else {
                     self.judge_machine(&name, &stage, level);
                 }

@@ -6,7 +6,7 @@
 use crate::journal::{Journal, keep, place};
 use crate::ledger::{Finding, check_files};
 use crate::machine::Pretence;
-use crate::process::{End, Life, Process, can_trace, command, on_all_processors, strace};
+use crate::process::{End, FILE_CALLS, Life, Process, can_trace, command, on_all_processors, strace};
 use crate::{Asked, Found};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -16,36 +16,6 @@ use std::time::Instant;
 
 /// Faults of the quick part.
 const QUICK: u64 = 300;
-
-/// The calls that fail. That by which a worker tells what happened is not among them.
-const CALLS: [&str; 26] = [
-    "pwrite64",
-    "read",
-    "pread64",
-    "fdatasync",
-    "fsync",
-    "syncfs",
-    "openat",
-    "openat2",
-    "close",
-    "renameat2",
-    "renameat",
-    "unlinkat",
-    "mkdir",
-    "mkdirat",
-    "ftruncate",
-    "fallocate",
-    "flock",
-    "fchmod",
-    "fchmodat",
-    "newfstatat",
-    "fstat",
-    "statx",
-    "getdents64",
-    "fstatfs",
-    "fadvise64",
-    "clone3",
-];
 
 /// Those that the system interrupts, and that are made again then, so that nobody notices. A sync is
 /// not among them: whether it took effect is not known.
@@ -170,7 +140,7 @@ fn every_fault() -> Finding<Vec<Fault>> {
         let mut journal = staged(scene, place.path())?;
         let trace = place.path().join("trace");
         // A call that this machine does not have is no error.
-        let calls = CALLS.map(|call| format!("?{call}")).join(",");
+        let calls = FILE_CALLS.map(|call| format!("?{call}")).join(",");
         let options = ["-e".to_owned(), format!("trace={calls}")];
         let life = traced(&mut journal, &options, Some(&trace))?;
         if life.end != End::Well {
@@ -194,7 +164,7 @@ fn calls_of_one_thread(trace: &Path) -> BTreeMap<String, u64> {
     for line in std::fs::read_to_string(trace).unwrap().lines() {
         let (thread, rest) = line.split_once(' ').unwrap();
         if let Some((call, _)) = rest.trim_start().split_once('(')
-            && CALLS.contains(&call)
+            && FILE_CALLS.contains(&call)
         {
             *counts.entry((call.to_owned(), thread.to_owned())).or_default() += 1;
         }

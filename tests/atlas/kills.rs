@@ -7,7 +7,7 @@ use crate::chance::Chance;
 use crate::journal::{Journal, keep, place};
 use crate::ledger::{Finding, check_files};
 use crate::machine::Pretence;
-use crate::process::{End, LONG, Process, can_trace, command, on_all_processors, strace};
+use crate::process::{End, FILE_CALLS, LONG, Process, can_trace, command, on_all_processors, strace};
 use crate::{Asked, Found};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,37 +17,8 @@ use std::time::{Duration, Instant};
 const QUICK: u64 = 200;
 /// The most lives on one journal: all of it is read after each.
 const LIVES: u64 = 12;
-/// The calls by which a process touches files.
-const CALLS: &[&str] = &[
-    "write",
-    "pwrite64",
-    "read",
-    "pread64",
-    "fdatasync",
-    "fsync",
-    "syncfs",
-    "openat",
-    "openat2",
-    "close",
-    "renameat2",
-    "renameat",
-    "rename",
-    "unlinkat",
-    "mkdir",
-    "mkdirat",
-    "ftruncate",
-    "fallocate",
-    "flock",
-    "fchmod",
-    "fchmodat",
-    "newfstatat",
-    "fstat",
-    "statx",
-    "getdents64",
-    "fstatfs",
-    "fadvise64",
-    "clone3",
-];
+/// The calls at which it is killed beside [`FILE_CALLS`]: by one a worker tells what happened.
+const OTHER_CALLS: [&str; 2] = ["write", "rename"];
 /// Steps of the run that is killed at each of its calls: several segments long.
 const STEPS: u64 = 15;
 
@@ -131,7 +102,8 @@ fn micros(chance: &mut Chance, below: u64) -> Duration {
 /// one that is waited for. Once each on a new journal, and once on one that all the killed ones before
 /// have had: there the opening is killed, too.
 fn every_call(case: Option<&str>, found: &Mutex<Found>) {
-    let sweeps: Vec<_> = CALLS.iter().flat_map(|call| [("new", *call), ("left", *call)]).collect();
+    let sweeps: Vec<_> =
+        OTHER_CALLS.iter().chain(&FILE_CALLS).flat_map(|call| [("new", *call), ("left", *call)]).collect();
     on_all_processors(|next| {
         while let Some((kind, call)) =
             sweeps.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap())

@@ -19,6 +19,36 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Longer than anything takes that does not hang.
 pub(crate) const LONG: Duration = Duration::from_mins(1);
 
+/// The system calls by which a worker touches the files of its journal.
+pub(crate) const FILE_CALLS: [&str; 26] = [
+    "pwrite64",
+    "read",
+    "pread64",
+    "fdatasync",
+    "fsync",
+    "syncfs",
+    "openat",
+    "openat2",
+    "close",
+    "renameat2",
+    "renameat",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "ftruncate",
+    "fallocate",
+    "flock",
+    "fchmod",
+    "fchmodat",
+    "newfstatat",
+    "fstat",
+    "statx",
+    "getdents64",
+    "fstatfs",
+    "fadvise64",
+    "clone3",
+];
+
 /// How a worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
