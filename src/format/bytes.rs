@@ -64,10 +64,10 @@ impl<'a> Take<'a> {
 
 pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
-        out.push((value & 0x7f) as u8 | 0x80);
+        out.push(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    out.push((value & 0x7f) as u8);
+    out.push(value.to_le_bytes()[0]);
 }
 
 pub(super) fn put_zigzag(out: &mut Vec<u8>, value: i64) {
@@ -78,6 +78,62 @@ pub(super) fn put_zigzag(out: &mut Vec<u8>, value: i64) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn varints_are_spelt_as_the_format_says() {
+        let most = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
+        let spelt: [(u64, &[u8]); 8] = [
+            (0, &[0]),
+            (1, &[1]),
+            (0x7f, &[0x7f]),
+            (0x80, &[0x80, 0x01]),
+            (300, &[0xac, 0x02]),
+            (0x4000, &[0x80, 0x80, 0x01]),
+            (1 << 63, &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x01]),
+            (u64::MAX, &most),
+        ];
+        for (value, bytes) in spelt {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            assert_eq!(out, bytes, "{value}");
+            let mut take = Take(bytes);
+            assert_eq!((take.varint(), take.0), (Some(value), [].as_slice()));
+            assert_eq!(Take(&bytes[..bytes.len() - 1]).varint(), None, "{value} cut");
+        }
+        let (mut above, mut longer) = (most, most);
+        (above[9], longer[9]) = (0x02, 0x81);
+        let refused: [&[u8]; 5] = [&[0x80, 0x00], &[0xff, 0x00], &above, &longer, &[0xff; 11]];
+        for bytes in refused {
+            assert_eq!(Take(bytes).varint(), None, "{bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn signed_numbers_lie_between_the_unsigned_ones() {
+        for (signed, unsigned) in
+            [(0, 0), (-1, 1), (1, 2), (-2, 3), (63, 126), (i64::MAX, u64::MAX - 1), (i64::MIN, u64::MAX)]
+        {
+            let (mut one, mut other) = (Vec::new(), Vec::new());
+            put_zigzag(&mut one, signed);
+            put_varint(&mut other, unsigned);
+            assert_eq!(one, other, "{signed}");
+            assert_eq!(Take(&one).zigzag(), Some(signed));
+        }
+    }
+
+    #[test]
+    fn numbers_are_taken_from_the_front_and_lowest_byte_first() {
+        let bytes: Vec<u8> = (1..=25).collect();
+        let mut take = Take(&bytes);
+        assert_eq!((take.u8(), take.u16(), take.u32()), (Some(1), Some(0x0302), Some(0x0706_0504)));
+        assert_eq!(take.u64(), Some(0x0f0e_0d0c_0b0a_0908));
+        assert_eq!(take.array(), Some([16, 17]));
+        assert_eq!((take.bytes(3), take.0), (Some([18, 19, 20].as_slice()), &bytes[20..]));
+        assert_eq!((take.bytes(0), take.bytes(6), take.u64()), (Some([].as_slice()), None, None));
+        assert_eq!(take.bytes(5), Some([21, 22, 23, 24, 25].as_slice()));
+        assert_eq!((take.u8(), take.u16(), take.u32(), take.i64()), (None, None, None, None));
+        assert_eq!(Take(&[0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]).i64(), Some(-2));
+    }
 
     proptest! {
         #[test]

@@ -12,7 +12,7 @@ const CREATED: u8 = 1 << 3;
 const KEY: u8 = 1 << 4;
 const TERM: u8 = 1 << 5;
 const CRC: u8 = 1 << 6;
-const KNOWN: u8 = OPEN | CLOSE | MORE | CREATED | KEY | TERM | CRC;
+const RESERVED: u8 = 1 << 7;
 
 /// The stream a drafted record belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +162,7 @@ impl<'a> Records<'a> {
         let start = self.rest.0;
         let len = usize::try_from(self.rest.varint()?).ok()?;
         let (kind, version, flags) = (self.rest.u8()?, self.rest.u8()?, self.rest.u8()?);
-        if flags & !KNOWN != 0 {
+        if flags & RESERVED != 0 {
             return Some(Err(Flaw::Unsupported("a record uses a feature this version does not know")));
         }
         let stream = self.rest.varint()?;
@@ -242,5 +242,230 @@ impl<'a> Iterator for Records<'a> {
             self.rest = Take(&[]);
         }
         Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: i64 = 1_000;
+    const FIRST: u64 = 300;
+
+    /// A header for so many records.
+    fn header(count: u32) -> BatchHeader {
+        BatchHeader {
+            durability: super::super::Durability::Durable,
+            body_len: 0,
+            count,
+            body_crc: 0,
+            first_position: Position(FIRST),
+            time: Time(BASE),
+            durable_upto: Position::ZERO,
+            body_digest: [0; 32],
+            chain: [0; 32],
+        }
+    }
+
+    fn walk(count: u32, body: &[u8]) -> Vec<Result<WireRecord<'_>, Flaw>> {
+        Records::new(&header(count), body).collect()
+    }
+
+    /// The one record of a body, with its checksum compared and without.
+    fn one(body: &[u8]) -> Result<WireRecord<'_>, Flaw> {
+        let found = walk(1, body);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let checked: Vec<_> = Records::new(&header(1), body).checked().collect();
+        assert_eq!(checked, found, "the checksum is right, or there is none");
+        found[0]
+    }
+
+    /// A record of stream 7 with sequence 5, ten behind the batch's time, with a payload of two bytes: its
+    /// flags, and the bytes of the fields that they announce.
+    fn plain(flags: u8, fields: &[u8]) -> Vec<u8> {
+        [&[2, 11, 12, flags, 7, 5, 20], fields, b"pp"].concat()
+    }
+
+    fn expected() -> WireRecord<'static> {
+        WireRecord {
+            position: Position(FIRST),
+            stream: StreamId(7),
+            seq: Seq(5),
+            kind: 11,
+            version: 12,
+            opens: None,
+            closes: false,
+            more: false,
+            time: Time(BASE + 10),
+            created: Time(BASE + 10),
+            key: None,
+            term: None,
+            payload: b"pp",
+        }
+    }
+
+    /// A record that opens a stream.
+    fn opening(name: &[u8]) -> Vec<u8> {
+        let mut body = vec![2, 11, 12, 1, 0, 1, 20];
+        put_varint(&mut body, name.len() as u64);
+        [&body, name, b"pp"].concat()
+    }
+
+    fn is_malformed(found: Result<WireRecord<'_>, Flaw>) -> bool {
+        matches!(found, Err(Flaw::Garbage(_)))
+    }
+
+    #[test]
+    fn each_flag_means_what_the_format_says() {
+        assert_eq!(one(&plain(0, &[])), Ok(expected()));
+        assert_eq!(one(&plain(2, &[])), Ok(WireRecord { closes: true, ..expected() }));
+        assert_eq!(one(&plain(4, &[])), Ok(WireRecord { more: true, ..expected() }));
+        let created = WireRecord { created: Time(BASE + 10 - 3), ..expected() };
+        assert_eq!(one(&plain(8, &[5])), Ok(created));
+        assert_eq!(one(&plain(16, b"\x03key")), Ok(WireRecord { key: Some(b"key"), ..expected() }));
+        assert_eq!(one(&plain(32, &[0xac, 2])), Ok(WireRecord { term: Some(300), ..expected() }));
+        let every = WireRecord { closes: true, more: true, key: Some(b"key"), term: Some(300), ..created };
+        assert_eq!(one(&plain(2 | 4 | 8 | 16 | 32, b"\x05\x03key\xac\x02")), Ok(every));
+        let opened = WireRecord { stream: StreamId(FIRST), seq: Seq(1), opens: Some(b"name"), ..expected() };
+        assert_eq!(one(&opening(b"name")), Ok(opened));
+        for flags in [128, 255] {
+            assert!(matches!(one(&plain(flags, &[])), Err(Flaw::Unsupported(_))), "{flags}");
+        }
+    }
+
+    #[test]
+    fn a_records_checksum_is_over_all_but_itself() {
+        let crc = crc32fast::hash(&plain(64 | 32, &[9])).to_le_bytes();
+        let body = plain(64 | 32, &[&[9][..], &crc].concat());
+        assert_eq!(one(&body), Ok(WireRecord { term: Some(9), ..expected() }));
+        // Where neither length nor flags change, nothing but the checksum tells.
+        for at in [1, 2, 4, 5, 6, 7, 8, 11, 12, 13] {
+            let mut wrong = body.clone();
+            wrong[at] ^= 1;
+            let checked: Vec<_> = Records::new(&header(1), &wrong).checked().collect();
+            assert!(matches!(checked[..], [Err(Flaw::Garbage(_))]), "{at}: {checked:?}");
+            assert!(matches!(walk(1, &wrong)[..], [Ok(_)]), "{at}: the body's checksum stands for it");
+        }
+    }
+
+    #[test]
+    fn each_length_is_held_to_its_limit() {
+        assert_eq!(one(&opening(&[b'n'; 512])).unwrap().opens, Some([b'n'; 512].as_slice()));
+        assert!(is_malformed(one(&opening(&[b'n'; 513]))));
+        let keyed = |len: usize| {
+            let mut field = Vec::new();
+            put_varint(&mut field, len as u64);
+            field.resize(field.len() + len, b'k');
+            plain(16, &field)
+        };
+        assert_eq!(one(&keyed(256)).unwrap().key, Some([b'k'; 256].as_slice()));
+        assert!(is_malformed(one(&keyed(257))));
+        let filled = |len: usize| {
+            let mut body = Vec::new();
+            put_varint(&mut body, len as u64);
+            body.extend([11, 12, 0, 7, 5, 20]);
+            body.resize(body.len() + len, b'p');
+            body
+        };
+        assert_eq!(one(&filled(1 << 20)).unwrap().payload.len(), 1 << 20);
+        assert!(is_malformed(one(&filled((1 << 20) + 1))));
+        assert_eq!(one(&filled(0)), Ok(WireRecord { payload: b"", ..expected() }));
+    }
+
+    #[test]
+    fn a_stream_is_opened_before_it_is_used() {
+        let at = |place: usize, value: u8, mut body: Vec<u8>| {
+            body[place] = value;
+            is_malformed(one(&body))
+        };
+        assert!(at(5, 0, plain(0, &[])), "sequence 0");
+        assert!(at(4, 0, plain(0, &[])), "the stream opened last, of none");
+        assert!(at(4, 7, opening(b"name")), "opens a stream that is there");
+        assert!(at(5, 2, opening(b"name")), "opens a stream in its midst");
+        let of = |stream: u64| {
+            let mut body = vec![2, 11, 12, 0];
+            put_varint(&mut body, stream);
+            [&body, [5, 20].as_slice(), b"pp"].concat()
+        };
+        assert_eq!(one(&of(FIRST)).unwrap().stream, StreamId(FIRST));
+        assert!(is_malformed(one(&of(FIRST + 1))), "a stream above its own position");
+        let mut last = plain(0, &[]);
+        last[4] = 0;
+        let body =
+            [plain(0, &[]), opening(b"a"), last.clone(), opening(b"b"), last.clone(), plain(0, &[])].concat();
+        let streams: Vec<_> = walk(6, &body).into_iter().map(|record| record.unwrap().stream.0).collect();
+        assert_eq!(streams, [7, FIRST + 1, FIRST + 1, FIRST + 3, FIRST + 3, 7]);
+    }
+
+    #[test]
+    fn records_fill_the_body_as_the_header_counts_them() {
+        let body = plain(0, &[]).repeat(3);
+        let positions: Vec<_> = walk(3, &body).into_iter().map(|record| record.unwrap().position.0).collect();
+        assert_eq!(positions, [FIRST, FIRST + 1, FIRST + 2]);
+        // Ends with one flaw, whatever stands behind it.
+        for (count, body, whole) in [
+            (4, &body[..], 3),
+            (2, &body[..], 2),
+            (3, &body[..body.len() - 1], 2),
+            (3, &[&body[..], &[0]].concat()[..], 3),
+            (1, &[], 0),
+        ] {
+            let found = walk(count, body);
+            assert_eq!(found.len(), whole + 1, "{count}: {found:?}");
+            assert!(found[..whole].iter().all(Result::is_ok) && is_malformed(found[whole]), "{found:?}");
+        }
+        for len in 0..plain(0, &[]).len() {
+            assert!(is_malformed(one(&plain(0, &[])[..len])), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn drafts_are_written_as_the_format_says() {
+        let draft = |target, seq, time| Draft {
+            target,
+            seq: Seq(seq),
+            kind: 11,
+            version: 12,
+            close: false,
+            more: false,
+            time: Time(time),
+            created: None,
+            key: None,
+            term: None,
+            payload: b"pp".into(),
+        };
+        let drafts = [
+            draft(Target::Open(b"name".to_vec()), 1, BASE),
+            Draft { close: true, created: Some(Time(BASE + 10)), ..draft(Target::Opened, 2, BASE + 10) },
+            Draft {
+                more: true,
+                created: Some(Time(i64::MAX)),
+                key: Some(b"key".to_vec()),
+                term: Some(300),
+                ..draft(Target::Stream(StreamId(7)), 5, i64::MIN)
+            },
+        ];
+        let heads: [&[u8]; 3] = [b"\x02\x0b\x0c\x41\0\x01\0\x04name", b"\x02\x0b\x0c\x42\0\x02\x14", &{
+            let mut head = vec![2, 11, 12, 4 | 8 | 16 | 32 | 64, 7, 5];
+            put_zigzag(&mut head, i64::MIN.wrapping_sub(BASE));
+            put_zigzag(&mut head, i64::MAX.wrapping_sub(i64::MIN));
+            [&head, b"\x03key\xac\x02".as_slice()].concat()
+        }];
+        let mut expected = Vec::new();
+        for head in heads {
+            let crc = crc32fast::hash(&[head, b"pp"].concat()).to_le_bytes();
+            expected.extend([head, &crc, b"pp"].concat());
+        }
+        let body = encode_body(&drafts);
+        assert_eq!(body, expected);
+        assert!(encode_body(&[]).is_empty());
+        let back: Vec<_> = Records::new(&header(3), &body).checked().map(Result::unwrap).collect();
+        for (n, (wire, draft)) in back.iter().zip(&drafts).enumerate() {
+            assert_eq!((wire.position.0, wire.seq), (FIRST + n as u64, draft.seq));
+            assert_eq!((wire.time, wire.created), (draft.time, draft.created.unwrap_or(draft.time)));
+            assert_eq!((wire.closes, wire.more), (draft.close, draft.more));
+            assert_eq!((wire.key, wire.term), (draft.key.as_deref(), draft.term));
+        }
+        assert_eq!(back.len(), 3);
     }
 }
