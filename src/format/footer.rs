@@ -305,6 +305,213 @@ mod tests {
         }
     }
 
+    const SITE: Site = Site { journal: *b"0123456789abcdef", segment: 2, salt: 3 };
+    const OFFSET: u64 = 5_000;
+
+    fn numbers(numbers: &[u64]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    /// A footer with two of everything, and its body as the format has it.
+    fn footer() -> (Footer, Vec<u8>) {
+        let open = |n: u64| OpenStream { last_seq: Seq(n), last_position: Position(n + 1), term: n + 2 };
+        let stream = |n: u64, closed, batches: &[(u32, u64)]| StreamEntry {
+            first_seq: Seq(n),
+            last_seq: Seq(n + 9),
+            last_position: Position(n + 1),
+            term: n + 2,
+            closed,
+            batches: batches.iter().map(|(offset, more)| (*offset, Seq(n + more))).collect(),
+        };
+        let footer = Footer {
+            first_position: Position(11),
+            last_position: Position(12),
+            records: 13,
+            batches: 14,
+            min_time: Time(-15),
+            max_time: Time(16),
+            term: 17,
+            chain: [18; 32],
+            open: [(StreamId(21), open(30)), (StreamId(22), open(40))].into(),
+            streams: [
+                (StreamId(23), stream(50, true, &[(2_000, 0), (3_000, 4), (4_000, 9)])),
+                (StreamId(24), stream(70, false, &[(2_500, 1)])),
+            ]
+            .into(),
+            names: vec![(81, StreamId(82)), (83, StreamId(84))],
+            keys: [(85, Position(86)), (87, Position(88))].into(),
+            positions: vec![(Position(91), 92), (Position(93), 94)],
+        };
+        let mut body = numbers(&[11, 12, 13, 14, (-15_i64).cast_unsigned(), 16, 17]);
+        body.extend([18; 32]);
+        body.extend([2_u32, 2, 2, 2, 2, 4].map(u32::to_le_bytes).concat());
+        body.extend(numbers(&[21, 30, 31, 32, 22, 40, 41, 42]));
+        body.extend(numbers(&[23, 50, 59, 51, 52]));
+        body.extend([1_u32, 0, 3, 0].map(u32::to_le_bytes).concat());
+        body.extend(numbers(&[24, 70, 79, 71, 72]));
+        body.extend([0_u32, 3, 1, 0].map(u32::to_le_bytes).concat());
+        body.extend(numbers(&[81, 82, 83, 84, 85, 86, 87, 88, 91, 92, 93, 94]));
+        body.extend([2_000_u32, 0, 3_000, 4, 4_000, 9, 2_500, 1].map(u32::to_le_bytes).concat());
+        (footer, body)
+    }
+
+    /// A footer's header at its place, of a body with this length and checksum.
+    fn head(magic: &[u8], flags: u32, len: usize, crc: u32) -> Vec<u8> {
+        let len = u32::try_from(len).unwrap();
+        let bytes = [magic, &[flags, len, crc, 0].map(u32::to_le_bytes).concat()].concat();
+        let place = numbers(&[2, 3, OFFSET]);
+        let crc = crc32fast::hash(&[b"0123456789abcdef".as_slice(), &place, &bytes].concat());
+        [bytes, crc.to_le_bytes().to_vec()].concat()
+    }
+
+    #[test]
+    fn each_field_stands_where_the_format_has_it() {
+        let (footer, body) = footer();
+        let crc = crc32fast::hash(&body);
+        let head = head(b"RWF1", 0, body.len(), crc);
+        assert_eq!(head.len(), 24);
+        assert_eq!(footer.encode_body(), body);
+        assert_eq!(footer.encode(&SITE, OFFSET), Some([head.clone(), body.clone()].concat()));
+        assert_eq!(
+            Footer::decode_header(&head, &SITE, OFFSET),
+            Ok((u32::try_from(body.len()).unwrap(), crc))
+        );
+        assert_eq!(Footer::decode_body(&body, crc), Ok(footer));
+    }
+
+    #[test]
+    fn names_are_known_by_the_start_of_their_digest() {
+        // The digest of nothing begins with these bytes.
+        assert_eq!(name_hash(b"").to_le_bytes(), [0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6]);
+    }
+
+    #[test]
+    fn a_header_is_valid_at_its_own_place_only() {
+        let good = head(b"RWF1", 0, 9, 8);
+        assert_eq!(Footer::decode_header(&[&good[..], &[7; 9]].concat(), &SITE, OFFSET), Ok((9, 8)));
+        let elsewhere = Site { salt: 4, ..SITE };
+        assert!(matches!(Footer::decode_header(&good, &elsewhere, OFFSET), Err(Flaw::Garbage(_))));
+        assert!(matches!(Footer::decode_header(&good, &SITE, OFFSET + 1), Err(Flaw::Garbage(_))));
+        let other = head(b"RWB1", 0, 9, 8);
+        assert!(
+            matches!(Footer::decode_header(&other, &SITE, OFFSET), Err(Flaw::Garbage(_))),
+            "another magic"
+        );
+        for at in 0..24 {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            assert!(matches!(Footer::decode_header(&bytes, &SITE, OFFSET), Err(Flaw::Garbage(_))), "{at}");
+        }
+        for len in 1..24 {
+            assert!(
+                matches!(Footer::decode_header(&good[..len], &SITE, OFFSET), Err(Flaw::Garbage(_))),
+                "{len}"
+            );
+            assert!(
+                matches!(Footer::decode_header(&vec![7; len], &SITE, OFFSET), Err(Flaw::Garbage(_))),
+                "{len}"
+            );
+        }
+        for len in [0, 1, 23, 24, 99] {
+            assert_eq!(Footer::decode_header(&vec![0; len], &SITE, OFFSET), Err(Flaw::Absent), "{len}");
+        }
+    }
+
+    #[test]
+    fn the_high_half_of_the_flags_is_unsupported() {
+        let decode = |flags, len| Footer::decode_header(&head(b"RWF1", flags, len, 8), &SITE, OFFSET);
+        assert_eq!(decode(0xffff, 9), Ok((9, 8)));
+        for bit in 16..32 {
+            assert!(matches!(decode(1 << bit, 9), Err(Flaw::Unsupported(_))), "{bit}");
+        }
+        assert_eq!(decode(0, 16 << 20), Ok((16 << 20, 8)));
+        assert!(matches!(decode(0, (16 << 20) + 1), Err(Flaw::Limit(_))));
+    }
+
+    #[test]
+    fn a_body_over_its_limit_is_not_written() {
+        let positions = |n: usize| Footer { positions: vec![(Position(1), 2); n], ..Footer::default() };
+        let most = ((16 << 20) - positions(0).encode_body().len()) / 16;
+        let longest = positions(most).encode(&SITE, OFFSET).unwrap();
+        assert_eq!(longest.len(), 24 + (16 << 20));
+        assert_eq!(positions(most + 1).encode(&SITE, OFFSET), None);
+    }
+
+    #[test]
+    fn a_body_is_filled_by_its_lists() {
+        let (_, body) = footer();
+        let decode = |body: &[u8]| Footer::decode_body(body, crc32fast::hash(body));
+        assert!(decode(&body).is_ok());
+        assert!(matches!(Footer::decode_body(&body, 8), Err(Flaw::Garbage(_))), "another checksum");
+        for len in 0..body.len() {
+            assert!(matches!(decode(&body[..len]), Err(Flaw::Garbage(_))), "cut to {len}");
+        }
+        assert!(
+            matches!(decode(&[&body[..], &[0]].concat()), Err(Flaw::Garbage(_))),
+            "bytes behind the lists"
+        );
+        // One more, and one less, in each of the counts; the last is that of all batch entries.
+        for list in 0..6 {
+            for count in [-1_i8, 1] {
+                let mut wrong = body.clone();
+                let at = 7 * 8 + 32 + 4 * list;
+                wrong[at] = wrong[at].wrapping_add_signed(count);
+                assert!(matches!(decode(&wrong), Err(Flaw::Garbage(_))), "list {list}, {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_counted_for_every_list() {
+        const N: u64 = 1_000;
+        let ids = || (1..=N).map(StreamId);
+        let open = OpenStream { last_seq: Seq(1), last_position: Position(1), term: 0 };
+        let stream = StreamEntry {
+            first_seq: Seq(1),
+            last_seq: Seq(1),
+            last_position: Position(1),
+            term: 0,
+            closed: false,
+            batches: Vec::new(),
+        };
+        let many = StreamEntry { batches: ids().map(|id| (0, Seq(id.0))).collect(), ..stream.clone() };
+        let of = |len: usize| len..3 * len + 1_024;
+        let n = usize::try_from(N).unwrap();
+        let cases = [
+            (Footer::default(), of(size_of::<Footer>())),
+            (
+                Footer { open: ids().map(|id| (id, open)).collect(), ..Footer::default() },
+                of(n * size_of::<(StreamId, OpenStream)>()),
+            ),
+            (
+                Footer { streams: ids().map(|id| (id, stream.clone())).collect(), ..Footer::default() },
+                of(n * size_of::<(StreamId, StreamEntry)>()),
+            ),
+            (
+                Footer {
+                    streams: [(StreamId(1), many.clone()), (StreamId(2), many)].into(),
+                    ..Footer::default()
+                },
+                of(2 * n * size_of::<(u32, Seq)>()),
+            ),
+            (
+                Footer { names: ids().map(|id| (id.0, id)).collect(), ..Footer::default() },
+                of(n * size_of::<(u64, StreamId)>()),
+            ),
+            (
+                Footer { keys: ids().map(|id| (id.0, Position(id.0))).collect(), ..Footer::default() },
+                of(n * size_of::<(u64, Position)>()),
+            ),
+            (
+                Footer { positions: ids().map(|id| (Position(id.0), id.0)).collect(), ..Footer::default() },
+                of(n * size_of::<(Position, u64)>()),
+            ),
+        ];
+        for (n, (footer, about)) in cases.iter().enumerate() {
+            assert!(about.contains(&footer.memory_len()), "case {n}: {} of {about:?}", footer.memory_len());
+        }
+    }
+
     proptest! {
         #[test]
         fn footers_come_back(footer in footers()) {

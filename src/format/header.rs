@@ -165,3 +165,140 @@ impl HeaderBlock {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> SegmentHeader {
+        SegmentHeader {
+            journal: *b"0123456789abcdef",
+            segment: 0x20,
+            epoch: 0x28,
+            salt: 0x30,
+            prev_salt: 0x38,
+            first_position: Position(0x40),
+            prev_end: 0x48,
+            prev_footer_len: 0x50,
+            chain: [0x58; 32],
+            born_upto: Position(0x78),
+            capacity: 0x80,
+            created: Time(-0x88),
+            lost: (Position(0x90), Position(0x98)),
+        }
+    }
+
+    /// One copy of the header above, as the table of the format has it.
+    fn copy() -> Vec<u8> {
+        let mut copy = b"RUNWAL\r\n\x01\0\0\0\0\0\0\0".to_vec();
+        copy.extend(b"0123456789abcdef");
+        copy.extend([0x20_u64, 0x28, 0x30, 0x38, 0x40, 0x48, 0x50].map(u64::to_le_bytes).concat());
+        copy.extend([0x58; 32]);
+        copy.extend([0x78_u64, 0x80, (-0x88_i64).cast_unsigned(), 0x90, 0x98].map(u64::to_le_bytes).concat());
+        copy.resize(512, 0);
+        sealed(copy, 0, &[])
+    }
+
+    /// With other bytes at a place, and the checksum made for them.
+    fn sealed(mut copy: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+        copy[at..at + bytes.len()].copy_from_slice(bytes);
+        let crc = crc32fast::hash(&copy[..508]);
+        copy[508..].copy_from_slice(&crc.to_le_bytes());
+        copy
+    }
+
+    /// What is found in a block of two such copies.
+    fn both(at: usize, bytes: &[u8]) -> Result<SegmentHeader, Flaw> {
+        let copy = sealed(copy(), at, bytes);
+        let found = HeaderBlock::decode(&[copy.clone(), copy].concat())?;
+        assert_eq!(found.damaged_copy, None);
+        Ok(found.header)
+    }
+
+    #[test]
+    fn each_field_stands_where_the_format_has_it() {
+        assert_eq!(header().encode(), [copy(), copy()].concat());
+        assert_eq!(both(0, &[]), Ok(header()));
+        let site = Site { journal: *b"0123456789abcdef", segment: 0x20, salt: 0x30 };
+        assert_eq!(header().site(), site);
+    }
+
+    #[test]
+    fn each_number_is_held_to_its_limit() {
+        for (at, most) in [
+            (32, (1_u64 << 63) - 1),
+            (40, (1 << 63) - 1),
+            (64, u64::MAX),
+            (72, 256 << 20),
+            (80, (16 << 20) + 24),
+            (128, 64 << 20),
+        ] {
+            assert!(both(at, &most.to_le_bytes()).is_ok(), "{most} at {at}");
+            let beyond = [most.wrapping_add(1), most | 1 << 62 | 1 << 63].into_iter().filter(|n| *n != most);
+            for number in beyond {
+                let found = both(at, &number.to_le_bytes());
+                assert!(matches!(found, Err(Flaw::Limit(_))), "{number} at {at}: {found:?}");
+            }
+        }
+        for at in [32, 64] {
+            assert!(both(at, &1_u64.to_le_bytes()).is_ok());
+            assert!(matches!(both(at, &0_u64.to_le_bytes()), Err(Flaw::Limit(_))), "none at {at}");
+        }
+        for at in [40, 72, 80, 128] {
+            assert!(both(at, &0_u64.to_le_bytes()).is_ok(), "none at {at}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        for (at, value) in [(8, 0), (8, 2), (9, 1), (10, 1), (11, 0x80)] {
+            assert!(matches!(both(at, &[value]), Err(Flaw::Unsupported(_))), "{value} at {at}");
+            // Also where the other copy is whole, and where it is gone.
+            let newer = sealed(copy(), at, &[value]);
+            for other in [copy(), vec![0; 512], vec![0xff; 512]] {
+                for block in [[newer.clone(), other.clone()], [other.clone(), newer.clone()]] {
+                    let found = HeaderBlock::decode(&block.concat());
+                    assert!(matches!(found, Err(Flaw::Unsupported(_))), "{found:?}");
+                }
+            }
+        }
+        assert_eq!(both(12, &[0xff; 4]), Ok(header()), "compatible flags are ignored");
+        assert!(matches!(both(0, b"r"), Err(Flaw::Garbage(_))), "another magic");
+    }
+
+    #[test]
+    fn one_copy_is_enough() {
+        for bad in [vec![0; 512], vec![0xff; 512], [copy()[..511].to_vec(), vec![copy()[511] ^ 1]].concat()] {
+            let first = HeaderBlock::decode(&[bad.clone(), copy()].concat()).unwrap();
+            let second = HeaderBlock::decode(&[copy(), bad.clone()].concat()).unwrap();
+            assert_eq!((first.header, first.damaged_copy), (header(), Some(0)));
+            assert_eq!((second.header, second.damaged_copy), (header(), Some(512)));
+            assert!(HeaderBlock::decode(&[bad.clone(), bad].concat()).is_err());
+        }
+        let cut = HeaderBlock::decode(&copy()).unwrap();
+        assert_eq!((cut.header, cut.damaged_copy), (header(), Some(512)));
+        let other = sealed(copy(), 48, &[0x31]);
+        assert!(
+            matches!(HeaderBlock::decode(&[copy(), other].concat()), Err(Flaw::Garbage(_))),
+            "two truths"
+        );
+    }
+
+    #[test]
+    fn zeros_and_nothing_are_no_damaged_header() {
+        for len in [0, 511, 512, 600, 1024] {
+            assert!(matches!(HeaderBlock::decode(&vec![0; len]), Err(Flaw::Absent)), "{len}");
+        }
+        assert!(matches!(HeaderBlock::decode(&[0xff; 1024]), Err(Flaw::Garbage(_))));
+    }
+
+    #[test]
+    fn a_recovery_adds_one_to_the_epoch_up_to_the_last() {
+        let after = |epoch| SegmentHeader { epoch, ..header() }.next_epoch();
+        assert_eq!((after(0), after(5)), (1, 6));
+        assert_eq!(
+            (after(MAX_SEGMENT_NUMBER - 1), after(MAX_SEGMENT_NUMBER)),
+            (MAX_SEGMENT_NUMBER, MAX_SEGMENT_NUMBER)
+        );
+    }
+}

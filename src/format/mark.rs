@@ -153,3 +153,102 @@ impl Busy {
         (set, whole())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark() -> Mark {
+        Mark {
+            counter: 0x08,
+            session: Session { boot: [0x10; 16], device: 0x20, mount: 0x28 },
+            inode: 0x30,
+            journal: [0x38; 16],
+            segment: 0x48,
+            end: 0x50,
+            position: Position(0x58),
+            chain: [0x60; 32],
+        }
+    }
+
+    /// The mark above, as the table of the format has it, with other bytes at a place.
+    fn slot(at: usize, new: &[u8]) -> Vec<u8> {
+        let mut bytes = b"RWM1\x01\0\0\0\x08\0\0\0\0\0\0\0".to_vec();
+        bytes.extend([0x10; 16]);
+        bytes.extend([0x20_u64, 0x28, 0x30].map(u64::to_le_bytes).concat());
+        bytes.extend([0x38; 16]);
+        bytes.extend([0x48_u64, 0x50, 0x58].map(u64::to_le_bytes).concat());
+        bytes.extend([0x60; 32]);
+        sealed(bytes, at, new)
+    }
+
+    fn sealed(mut bytes: Vec<u8>, at: usize, new: &[u8]) -> Vec<u8> {
+        bytes[at..at + new.len()].copy_from_slice(new);
+        let crc = crc32fast::hash(&bytes);
+        bytes.extend(crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn each_field_of_a_slot_stands_where_the_format_has_it() {
+        assert_eq!(mark().encode(), slot(0, &[]));
+        assert_eq!(Mark::decode(&slot(0, &[])), Some(mark()));
+        assert_eq!(Mark::decode(&[slot(0, &[]), vec![7; 380]].concat()), Some(mark()));
+    }
+
+    #[test]
+    fn a_slot_is_valid_if_magic_number_checksum_and_segment_are() {
+        for at in 0..132 {
+            let mut bytes = slot(0, &[]);
+            bytes[at] ^= 1;
+            assert_eq!(Mark::decode(&bytes), None, "{at}");
+            assert_eq!(Mark::decode(&slot(0, &[])[..at]), None, "cut to {at}");
+        }
+        assert_eq!(Mark::decode(&slot(0, b"RWM2")), None);
+        assert_eq!(Mark::decode(&slot(4, &[2])), None);
+        assert_eq!(Mark::decode(&[0; 132]), None);
+        let last = (1_u64 << 63) - 1;
+        assert_eq!(Mark::decode(&slot(72, &last.to_le_bytes())), Some(Mark { segment: last, ..mark() }));
+        assert_eq!(Mark::decode(&slot(72, &(last + 1).to_le_bytes())), None);
+    }
+
+    fn busy() -> Busy {
+        Busy { boot: [0x14; 16], pid: 0x04, since: Time(-0x08), phase: Phase::Rolling }
+    }
+
+    fn word(at: usize, new: &[u8]) -> Vec<u8> {
+        let mut bytes = b"RWZ1\x04\0\0\0".to_vec();
+        bytes.extend((-0x08_i64).to_le_bytes());
+        bytes.extend(2_u32.to_le_bytes());
+        bytes.extend([0x14; 16]);
+        sealed(bytes, at, new)
+    }
+
+    #[test]
+    fn each_field_of_the_busy_word_stands_where_the_format_has_it() {
+        for (number, phase) in [(1, Phase::Committing), (2, Phase::Rolling), (3, Phase::Recovering)] {
+            let busy = Busy { phase, ..busy() };
+            assert_eq!(busy.encode()[..], word(16, &[number]));
+            assert_eq!(Busy::decode(&word(16, &[number])), (true, Some(busy)));
+        }
+        assert_eq!(Busy::decode(&[word(0, &[]), vec![0; 99]].concat()), (true, Some(busy())));
+    }
+
+    #[test]
+    fn whatever_is_not_zero_is_somebody_writing() {
+        for len in [0, 1, 39, 40, 99] {
+            assert_eq!(Busy::decode(&vec![0; len]), (false, None), "{len}");
+        }
+        assert_eq!(Busy::decode(&[vec![0; 40], vec![1; 9]].concat()), (false, None), "behind the word");
+        for at in 0..40 {
+            let mut bytes = word(0, &[]);
+            bytes[at] ^= 1;
+            assert_eq!(Busy::decode(&bytes), (true, None), "{at}");
+            assert_eq!(Busy::decode(&word(0, &[])[..at]), (at > 0, None), "cut to {at}");
+        }
+        assert_eq!(Busy::decode(&word(0, b"RWZ2")), (true, None));
+        for phase in [0, 4] {
+            assert_eq!(Busy::decode(&word(16, &[phase])), (true, None), "for what is unknown");
+        }
+    }
+}

@@ -90,3 +90,33 @@ impl Site {
         crc.finalize()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In bytes, as the text has them in mebibytes.
+    #[test]
+    fn limits_are_those_of_the_text() {
+        assert_eq!((MAX_PAYLOAD_LEN, MAX_BODY_LEN, MAX_FOOTER_LEN), (1_048_576, 8_388_608, 16_777_216));
+        assert_eq!((MAX_BATCH_RECORDS, MAX_NAME_LEN, MAX_KEY_LEN), (65_536, 512, 256));
+        assert_eq!((MAX_SEGMENT_LEN, MAX_CAPACITY, FIRST_CAPACITY), (268_435_456, 67_108_864, 262_144));
+        assert_eq!(MAX_SEGMENT_NUMBER, 9_223_372_036_854_775_807);
+    }
+
+    #[test]
+    fn a_flaw_is_described_by_its_own_words() {
+        for flaw in [Flaw::Garbage("what"), Flaw::Limit("what"), Flaw::Unsupported("what")] {
+            assert_eq!(flaw.describe(), "what");
+        }
+        assert_eq!(Flaw::Absent.describe(), "nothing is written here");
+    }
+
+    #[test]
+    fn a_checksum_is_over_the_place_and_then_the_bytes() {
+        let site = Site { journal: *b"0123456789abcdef", segment: 0x0102, salt: 0x0304 };
+        let all = b"0123456789abcdef\x02\x01\0\0\0\0\0\0\x04\x03\0\0\0\0\0\0\x06\x05\0\0\0\0\0\0bytes";
+        assert_eq!(site.checksum(0x0506, b"bytes"), crc32fast::hash(all));
+        assert_eq!(crc32fast::hash(b"123456789"), 0xcbf4_3926, "the check value of the text");
+    }
+}
