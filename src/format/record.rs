@@ -231,7 +231,7 @@ impl<'a> Iterator for Records<'a> {
         const MALFORMED: Flaw = Flaw::Garbage("the records do not fill the batch as its header says");
         if self.left == 0 {
             // Bytes behind the last record are as wrong as missing ones.
-            return (!std::mem::take(&mut self.rest.0).is_empty()).then_some(Err(MALFORMED));
+            return std::mem::take(&mut self.rest.0).first().map(|_| Err(MALFORMED));
         }
         let record = self.record().unwrap_or(Err(MALFORMED));
         if record.is_ok() {
