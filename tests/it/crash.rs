@@ -150,7 +150,7 @@ fn an_error_behind_a_roll_names_the_segment() {
         let mut rolled = 1;
         while rolled < 4 {
             stage.append(&writer, run, &[900]).expect("appended");
-            rolled = stage.world.names().iter().filter(|name| name.ends_with(".seg")).count();
+            rolled = stage.world.names().iter().filter(|name| name.starts_with("journal/00")).count();
         }
         stage.world.fail_at(stage.world.operations() + 2, Fault::sticky(5));
         let chunk = Body::Chunk(Channel::Stdout, b"x".to_vec()).into();
