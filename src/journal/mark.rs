@@ -6,7 +6,7 @@
 
 use super::segment::FOLDER;
 use crate::clock::{Clock, Entropy};
-use crate::disk::{Disk, File, Open, Session};
+use crate::disk::{Disk, File, Kind, Open, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BUSY_OFFSET, Busy, MARK_LEN, MARK_SLOT_OFFSETS, Mark, Phase};
 use crate::position::{Time, to_usize};
@@ -21,12 +21,35 @@ const WORD_AT: usize = BUSY_OFFSET as usize;
 /// The first and the longest pause between two tries for the lock.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 
-fn lock_name() -> String {
+pub(super) fn lock_name() -> String {
     format!("{FOLDER}/lock")
 }
 
 pub(super) fn mark_name() -> String {
     format!("{FOLDER}/mark")
+}
+
+/// What stands at the name of the lock or the mark where that is no regular file. It is never followed.
+pub(super) fn in_the_place_of(disk: &dyn Disk, name: &str) -> Result<Option<Kind>> {
+    Ok(disk.stat(name)?.map(|stat| stat.kind).filter(|kind| *kind != Kind::File))
+}
+
+/// Opens the lock or the mark, if it is there. For a reader what is no regular file is as if it were
+/// missing: it is no evidence of anything, and excludes nobody. A writer needs a file of its own there.
+fn open_file(disk: &dyn Disk, name: &str, how: Open) -> Result<Option<Arc<dyn File>>> {
+    let error = match disk.open(name, how) {
+        Ok(file) => return Ok(Some(file)),
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => error,
+    };
+    match in_the_place_of(disk, name)? {
+        Some(_) if how == Open::Read => Ok(None),
+        Some(kind) => Err(Error::corrupt_data(
+            format!("{name} is {}, not a regular file", kind.describe()),
+            "No record is at stake, and reading goes on. Move it away, and the next writer makes it anew.",
+        )),
+        None => Err(error),
+    }
 }
 
 /// What the mark says to a process of this session.
@@ -111,15 +134,10 @@ pub(crate) struct MarkFile {
 impl MarkFile {
     /// Opens it, if it is there.
     pub(crate) fn open(disk: &dyn Disk, how: Open) -> Result<Option<Self>> {
-        match disk.open(&mark_name(), how) {
-            Ok(file) => {
-                let stat = file.stat()?;
-                let session = disk.session()?;
-                Ok(Some(Self { file, session, inode: stat.inode }))
-            }
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Some(file) = open_file(disk, &mark_name(), how)? else { return Ok(None) };
+        let stat = file.stat()?;
+        let session = disk.session()?;
+        Ok(Some(Self { file, session, inode: stat.inode }))
     }
 
     pub(crate) fn read(&self) -> Result<MarkView> {
@@ -231,11 +249,7 @@ impl Lock {
     /// Opens it; without `create` a missing one is `None`.
     pub(crate) fn open(disk: &dyn Disk, create: bool) -> Result<Option<Self>> {
         let how = if create { Open::WriteOrCreate } else { Open::Read };
-        match disk.open(&lock_name(), how) {
-            Ok(file) => Ok(Some(Self { file })),
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(open_file(disk, &lock_name(), how)?.map(|file| Self { file }))
     }
 
     /// Takes the lock if it is free.
@@ -263,7 +277,11 @@ impl Lock {
                 match self.is_current(disk) {
                     Ok(true) => return Ok(()),
                     // The name stands for another file by now: the lock of this one excludes nobody.
-                    Ok(false) => self.file = disk.open(&lock_name(), Open::WriteOrCreate)?,
+                    Ok(false) => {
+                        if let Some(file) = open_file(disk, &lock_name(), Open::WriteOrCreate)? {
+                            self.file = file;
+                        }
+                    }
                     Err(error) => {
                         // Whoever cannot say that the lock is right does not keep it from the others.
                         let _ = self.give_back();
@@ -313,13 +331,11 @@ pub(crate) fn own_pid() -> u32 {
 
 /// Makes the mark file with its full length, so that its blocks are never allocated under load.
 pub(crate) fn create_mark(disk: &dyn Disk) -> Result<MarkFile> {
-    let file = disk
-        .open(&mark_name(), Open::WriteOrCreate)
-        .map_err(|error| error.hint("Nothing is lost with the mark: move it away, and it is made anew."))?;
+    let gone = || Error::new(ErrorKind::Io, format!("{} went away while it was made", mark_name()));
+    let file = open_file(disk, &mark_name(), Open::WriteOrCreate)?.ok_or_else(gone)?;
     if file.stat()?.len < MARK_LEN {
         file.set_len(MARK_LEN)?;
     }
     drop(file);
-    MarkFile::open(disk, Open::Write)?
-        .ok_or_else(|| Error::new(ErrorKind::Io, format!("{} went away while it was made", mark_name())))
+    MarkFile::open(disk, Open::Write)?.ok_or_else(gone)
 }

@@ -75,12 +75,7 @@ impl ReadHandle {
     pub(crate) fn refresh(&mut self) -> Result<bool> {
         let before = self.durable();
         if self.mark.is_none() {
-            self.mark = match MarkFile::open(&*self.disk, Open::Read) {
-                Ok(mark) => mark,
-                // A mark that is no file is no evidence; what is in the segments speaks for itself.
-                Err(error) if error.kind() == ErrorKind::Corrupt => None,
-                Err(error) => return Err(error),
-            };
+            self.mark = MarkFile::open(&*self.disk, Open::Read)?;
         }
         for _ in 0..MAX_ROUNDS {
             let mark = self.read_mark()?;

@@ -1,8 +1,8 @@
 //! Every checksum, chain, gap and watermark, without changing anything.
 
-use super::index;
 use super::read::{ReadHandle, Walked, Walker, segment_numbers};
 use super::segment::{self, Damage, Segment, Unopened};
+use super::{index, mark};
 use crate::disk::{Kind, Open};
 use crate::error::Result;
 use crate::format::Flaw;
@@ -94,7 +94,7 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
             .notes
             .push(format!("{} more files have the names of segments and are none", strays - MAX_STRAYS));
     }
-    let mark = handle.evidence()?;
+    let evidence = handle.evidence()?;
     let mut walker = Walker::from_segment(1).with_digests();
     let mut at = 0;
     while let Some(step) = walker.step(handle)? {
@@ -109,9 +109,8 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
                     found.records += u64::from(header.count);
                 }
                 let ends = place.offset + header.frame_len();
-                if mark
-                    .is_some_and(|m| (m.segment, m.end) == (place.segment, ends) && m.chain != header.chain)
-                {
+                let named = evidence.filter(|m| (m.segment, m.end) == (place.segment, ends));
+                if named.is_some_and(|m| m.chain != header.chain) {
                     let reason = "the mark knows another chain of hashes up to this place";
                     found.damage.push(Damage { tampered: true, ..Damage::new(place.segment, ends, reason) });
                 }
@@ -125,10 +124,12 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
     }
     found.damage.extend(handle.end_damage.iter().cloned());
     found.damage.sort_by_key(|d| (d.segment, d.offset));
-    if let Some(stat) = disk.stat(&super::mark::mark_name())?.filter(|stat| stat.kind != Kind::File) {
-        let reason =
-            format!("the mark is {}; remove it, and the next writer makes it anew", stat.kind.describe());
-        found.damage.push(Damage::new(0, 0, reason));
+    for (what, name) in [("mark", mark::mark_name()), ("lock", mark::lock_name())] {
+        if let Some(kind) = mark::in_the_place_of(&*disk, &name)? {
+            let kind = kind.describe();
+            let reason = format!("the {what} is {kind}; move it away, and the next writer makes it anew");
+            found.damage.push(Damage::new(0, 0, reason));
+        }
     }
     for slot in handle.damaged_slots()? {
         found.notes.push(format!("slot {slot} of the mark is damaged; the next writer writes it anew"));

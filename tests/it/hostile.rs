@@ -6,6 +6,7 @@ use crate::cli::{Place, text};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What is no id.
 fn bad_ids() -> Vec<OsString> {
@@ -251,6 +252,55 @@ fn planted_links_are_not_followed() {
         let ours: Vec<_> = here.iter().filter(|path| !path.ends_with("mine")).collect();
         assert!(ours.is_empty(), "{planted}: {ours:?}");
         here.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    }
+}
+
+/// What may stand where a file should, each made at a path; the link leads to a whole one.
+fn no_files(whole: &Path) -> [(&'static str, Box<dyn Fn(&Path) + '_>); 4] {
+    [
+        ("a symbolic link", Box::new(move |path| std::os::unix::fs::symlink(whole, path).unwrap())),
+        ("a symbolic link", Box::new(|path| std::os::unix::fs::symlink("nowhere", path).unwrap())),
+        ("a directory", Box::new(|path| std::fs::create_dir(path).unwrap())),
+        (
+            "a FIFO, socket or device",
+            Box::new(|path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success())),
+        ),
+    ]
+}
+
+/// Readers do without the mark and the lock, as where they are missing; writers say what to do.
+#[test]
+fn a_mark_or_lock_that_is_no_file_stops_no_reader_and_is_told() {
+    for name in ["mark", "lock"] {
+        let outside = tempfile::tempdir().unwrap();
+        let kept = outside.path().join(name);
+        for (kind, plant) in no_files(&kept) {
+            let place = Place::new();
+            place.record("first", "echo word");
+            let path = place.data().join("journal").join(name);
+            std::fs::rename(&path, &kept).unwrap();
+            let before = std::fs::read(&kept).unwrap();
+            plant(&path);
+            for args in [&["log"][..], &["runs"], &["info"], &["show", "t/first"], &["ticks"]] {
+                place.ends(0, args);
+            }
+            assert_eq!(place.ends(0, &["output", "t/first"]).stdout, b"word\n", "{name}: {kind}");
+            let told = text(&place.ends(3, &["verify"]).stdout) + &text(&place.ends(3, &["verify"]).stderr);
+            assert!(told.contains(&format!("the {name} is {kind}")), "{told}");
+            for args in [&["run", "--", "true"][..], &["recover"], &["recover", "--accept-damage"]] {
+                let output = place.ends(if args[0] == "run" { 125 } else { 3 }, args);
+                let told = text(&output.stderr);
+                let what = format!("journal/{name} is {kind}, not a regular file");
+                assert!(told.contains(&what) && told.contains("Move it away"), "{told}");
+            }
+            assert_eq!(std::fs::read(&kept).unwrap(), before, "a link was followed");
+            std::fs::rename(&path, outside.path().join("odd")).unwrap();
+            place.ends(0, &["-q", "run", "--task", "t", "--run", "second", "--", "true"]);
+            place.ends(0, &["verify", "--deep"]);
+            let odd = outside.path().join("odd");
+            let removed = std::fs::remove_file(&odd).or_else(|_| std::fs::remove_dir(&odd));
+            removed.unwrap();
+        }
     }
 }
 
