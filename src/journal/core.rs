@@ -235,7 +235,7 @@ impl Core {
                 return Ok(report);
             }
             if let Some(best) = mark.best.filter(|_| mark.is_current())
-                && self.disk.stat(&file_name(best.segment + 1))?.is_none()
+                && !self.is_behind(best.segment)?
                 && self.follow(&best)?
             {
                 self.mark_view = mark;
@@ -247,6 +247,15 @@ impl Core {
             ErrorKind::Retry,
             "the journal kept changing while it was caught up with under its lock",
         ))
+    }
+
+    /// Whether a file with a segment's name stands behind this one. Whoever opens looks for the names of
+    /// all: a file far ahead is in the way later, in the middle of the work.
+    fn is_behind(&self, number: u64) -> Result<bool> {
+        if self.view.is_none() {
+            return Ok(newest(&*self.disk)?.is_some_and(|newest| newest > number));
+        }
+        Ok(self.disk.stat(&file_name(number + 1))?.is_some())
     }
 
     /// Indexes what others made durable, if nothing stands behind the mark.

@@ -952,6 +952,32 @@ fn a_stray_file_with_a_far_name_is_told_and_set_aside() {
     assert!(place.segment(2).exists() || !place.segment(3).exists());
 }
 
+/// Where numbers go on, it would be in the way in the middle of somebody's work.
+#[test]
+fn a_stray_file_ahead_is_told_by_whoever_opens_before_anything_is_started() {
+    let place = Place::new();
+    place.record("a", "echo one");
+    fs::write(place.segment(12), "").unwrap();
+    place.ends(3, &["verify"]);
+    for args in [&["log"][..], &["runs"], &["output", "t/a"]] {
+        place.ends(0, args);
+    }
+    let refused = place.record("b", "echo started > started");
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    let told = text(&refused.stderr);
+    assert!(told.contains("--accept-damage"), "{told}");
+    assert!(!place.0.path().join("started").exists());
+    place.ends(3, &["recover"]);
+    let set_aside = place.ends(0, &["recover", "--accept-damage"]);
+    assert!(
+        text(&set_aside.stdout).contains("12") || text(&set_aside.stderr).contains("12"),
+        "{set_aside:?}"
+    );
+    assert!(!place.segment(12).exists() && !place.segment(2).exists());
+    assert_eq!(place.record("b", "true").status.code(), Some(0));
+    place.ends(0, &["verify", "--deep"]);
+}
+
 #[test]
 fn the_last_lines_backwards_are_the_last_lines() {
     let place = Place::new();
