@@ -87,7 +87,10 @@ impl Reader {
                         Ok(records) => sequence.ready.extend(
                             records.into_iter().filter(|r| r.position >= sequence.from).map(Item::Record),
                         ),
-                        Err(damage) => sequence.ready.push_back(Item::Damage(damage)),
+                        Err(mut damage) => {
+                            damage.accepted = self.handle.accepts(place.segment, &damage)?;
+                            sequence.ready.push_back(Item::Damage(damage));
+                        }
                     }
                 }
                 Some(Walked::Damage(damage)) => return Ok(Some(Item::Damage(damage))),

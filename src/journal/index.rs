@@ -1,7 +1,7 @@
 //! What a segment contains: built while it is written or scanned, stored as its footer, or, where
 //! it has none, as a disposable file under `cache/index/`.
 
-use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
+use super::segment::{self, Bound, DIGEST_DIFFERS, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{Place, Result};
 use crate::format::{
@@ -94,8 +94,7 @@ pub(crate) fn scan(index: &mut Footer, scanner: &mut Scanner) -> Result<Vec<Dama
         match step {
             Step::Batch { offset, header, body } => {
                 if let Err(flaw) = add(index, offset, &header, body) {
-                    let lost = (header.first_position, header.last_position());
-                    damage.push(flaw_in(number, offset, flaw, lost)?);
+                    damage.push(flaw_in(number, offset, flaw, &header, body)?);
                 }
             }
             Step::Damage(found) => damage.push(found),
@@ -104,13 +103,25 @@ pub(crate) fn scan(index: &mut Footer, scanner: &mut Scanner) -> Result<Vec<Dama
     Ok(damage)
 }
 
-/// A body that checks out and yet is not made of records: damage, unless a newer version wrote it.
-pub(crate) fn flaw_in(segment: u64, offset: u64, flaw: Flaw, lost: (Position, Position)) -> Result<Damage> {
-    if let Flaw::Unsupported(what) = flaw {
+/// A body that matches its checksum and yet is not made of records: damage, unless a newer version
+/// wrote it. What does not match its digest is nobody's version.
+pub(crate) fn flaw_in(
+    segment: u64,
+    offset: u64,
+    flaw: Flaw,
+    header: &BatchHeader,
+    body: &[u8],
+) -> Result<Damage> {
+    let lost = (header.first_position, header.last_position());
+    let damage = if *blake3::hash(body).as_bytes() != header.body_digest {
+        Damage { tampered: true, ..Damage::new(segment, offset, DIGEST_DIFFERS) }
+    } else if let Flaw::Unsupported(what) = flaw {
         let place = Place { segment, offset, position: Some(lost.0) };
         return Err(crate::error::Error::new(crate::error::ErrorKind::Unsupported, what).at(place));
-    }
-    Ok(Damage::new(segment, offset, flaw.describe()).losing(lost.0, lost.1))
+    } else {
+        Damage::new(segment, offset, flaw.describe())
+    };
+    Ok(damage.losing(lost.0, lost.1))
 }
 
 /// Where a sealed segment's batches end, as its successor says.

@@ -3,7 +3,7 @@
 use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
 use super::recovery;
 use super::segment::{self, Damage, FOLDER, Scanner, Segment, Step, Unopened};
-use super::view::{BatchPlace, View, bound_of, known_journal, newest, scanner_in};
+use super::view::{BatchPlace, View, bound_of, known_journal, scanner_in};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Mark, Records};
@@ -52,6 +52,9 @@ pub(crate) struct ReadHandle {
     pub(crate) end_damage: Vec<Damage>,
     /// In a copied directory that ends early: up to where the original went.
     pub(crate) incomplete: Option<Position>,
+    /// What the next segment gives up, behind which one, with which one active: looked up once, as there
+    /// may be very much damage and very many files.
+    given_up: Option<((u64, u64), (Position, Position))>,
 }
 
 impl ReadHandle {
@@ -66,6 +69,7 @@ impl ReadHandle {
             view: None,
             end_damage: Vec::new(),
             incomplete: None,
+            given_up: None,
         };
         handle.refresh()?;
         Ok(handle)
@@ -163,30 +167,21 @@ impl ReadHandle {
     fn settle(&mut self, mark: &MarkView) -> Result<bool> {
         let told = mark.evidence().map_or(Position::ZERO, |m| m.position);
         let named = mark.evidence().map_or(0, |m| m.segment);
-        let numbers = segment::list(&*self.disk)?;
-        let newest = numbers.last().copied().unwrap_or(0);
         self.end_damage.clear();
         self.incomplete = None;
-        let mut segment = None;
-        let journal = known_journal(&*self.disk, mark)?;
-        for number in numbers.into_iter().rev() {
-            let own = |s: &Segment| journal.is_none_or(|journal| journal == s.header.journal);
-            segment = self.openable(number)?.filter(own);
-            if segment.is_some() {
-                break;
-            }
-        }
-        let number = segment.as_ref().map_or(0, Segment::number);
-        let Some(segment) = segment else {
+        let (newest, strays) = self.newest(mark)?;
+        let Some(segment) = newest else {
             self.view = None;
-            if newest.max(named) > 0 {
-                let damage = Damage::new(newest.max(named), 0, "no segment of the journal can be read");
+            let last = strays.last().copied().unwrap_or(0).max(named);
+            if last > 0 {
+                let damage = Damage::new(last, 0, "no segment of the journal can be read");
                 self.end_damage.push(damage.losing(Position(1), told));
             }
             return Ok(true);
         };
-        // Only what the mark says about this very segment counts for its inspection.
-        let found = recovery::inspect(segment, None, (named == number).then_some(told))?;
+        let number = segment.number();
+        // What the mark says of a later segment is not to be found in this one.
+        let found = recovery::inspect(segment, None, (named <= number).then_some(told))?;
         found.segment.file.sync()?;
         // With a slot damaged, or through another mount, what was seen may be of a writer that has not
         // synced yet, and whose sync may fail. Both looks are needed: the slots for one that finished,
@@ -203,14 +198,27 @@ impl ReadHandle {
         view.advance(number, end)?;
         self.view = Some(view);
         let last = end.position.unwrap_or_default();
-        if number < newest.max(named) || told > last {
-            let at = if number < newest.max(named) { number + 1 } else { number };
+        let missing = (named > number).then_some(number + 1);
+        if let Some(at) = missing.or(strays.first().copied()) {
             let reason = format!("segment {at} is missing, cut off or cannot be read");
             self.end_damage.push(Damage::new(at, 0, reason).losing(Position(last.0 + 1), told));
         }
         let original = mark.best.filter(|_| mark.standing == Standing::Copied).map(|m| m.position);
         self.incomplete = original.filter(|original| *original > last);
         Ok(true)
+    }
+
+    /// The newest segment of the journal that can be opened, and the numbers of what stands behind it.
+    fn newest(&self, mark: &MarkView) -> Result<(Option<Segment>, Vec<u64>)> {
+        let journal = known_journal(&*self.disk, mark)?;
+        let own = |s: &Segment| journal.is_none_or(|journal| journal == s.header.journal);
+        let mut numbers = segment::list(&*self.disk)?;
+        for at in (0..numbers.len()).rev() {
+            if let Some(segment) = self.openable(numbers[at])?.filter(own) {
+                return Ok((Some(segment), numbers.split_off(at + 1)));
+            }
+        }
+        Ok((None, numbers))
     }
 
     /// The last position that is shown.
@@ -243,6 +251,36 @@ impl ReadHandle {
         Ok((0..2).filter(|i| self.mark.is_some() && mark.damaged[*i]).collect())
     }
 
+    /// Whether the next segment that can be read says that what this damage in a segment costs was
+    /// given up.
+    pub(crate) fn accepts(&mut self, number: u64, damage: &Damage) -> Result<bool> {
+        let place = (number, self.active());
+        let (from, to) = match self.given_up {
+            Some((known, lost)) if known == place => lost,
+            _ => {
+                let lost = self.given_up_behind(number)?;
+                self.given_up = Some((place, lost));
+                lost
+            }
+        };
+        let (first, last) = damage.unchained.map_or((damage.from, damage.to), |at| (at, at));
+        Ok(from != Position::ZERO && first >= from && last <= to)
+    }
+
+    fn given_up_behind(&self, number: u64) -> Result<(Position, Position)> {
+        let journal = self.journal();
+        let lost = |s: Segment| (s.header.journal == journal).then_some(s.header.lost);
+        if let Some(lost) = self.openable(number + 1)?.and_then(lost) {
+            return Ok(lost);
+        }
+        for behind in segment::list(&*self.disk)?.into_iter().filter(|behind| *behind > number) {
+            if let Some(lost) = self.openable(behind)?.and_then(lost) {
+                return Ok(lost);
+            }
+        }
+        Ok((Position::ZERO, Position::ZERO))
+    }
+
     /// Looks behind the durable end if nobody is writing right now; `None` if somebody is.
     pub(crate) fn judge_tail(&mut self) -> Result<Option<Tail>> {
         let Some(lock) = Lock::open(&*self.disk, false)? else { return self.tail().map(Some) };
@@ -255,10 +293,10 @@ impl ReadHandle {
     }
 
     fn tail(&mut self) -> Result<Tail> {
-        let Some(number) = newest(&*self.disk)? else { return Ok(Tail::default()) };
-        let Some(segment) = self.openable(number)? else { return Ok(Tail::default()) };
         let mark = self.read_mark()?;
-        let told = mark.evidence().filter(|m| m.segment == number).map(|m| m.position);
+        let Some(segment) = self.newest(&mark)?.0 else { return Ok(Tail::default()) };
+        let number = segment.number();
+        let told = mark.evidence().filter(|m| m.segment <= number).map(|m| m.position);
         let found = recovery::inspect(segment, None, told)?;
         if found.evidence > found.good.position {
             // The mark may have hidden it: what stands before it is all there.
@@ -384,7 +422,7 @@ impl Walker {
                 scanner.extend(bound);
                 self.ends = self.number < view.segment.number();
             }
-            scanner.end_at_footer()?;
+            scanner.end_by_itself()?;
             if !scanner.at_end() {
                 break;
             }
@@ -404,7 +442,7 @@ impl Walker {
                 Some(Walked::Batch { place, header, body })
             }
             Some(Step::Damage(mut damage)) => {
-                damage.accepted = accepted(handle, number, &damage)?;
+                damage.accepted = handle.accepts(number, &damage)?;
                 Some(Walked::Damage(damage))
             }
             None => None,
@@ -427,7 +465,7 @@ impl Walker {
         let scanner = scanner_in(segment, bound, place.offset)?;
         let scanner = if self.digests { scanner.with_digests() } else { scanner };
         let starts_at = scanner.spot().position;
-        let gap = self.last < starts_at && place.offset == 0 && self.number > 1;
+        let gap = self.last < starts_at && place.offset == 0;
         let chain = scanner.spot().chain.filter(|_| place.offset == 0 && !gap);
         // A segment of another lineage is told as such; its chain is right in its own.
         let follows = self.salt == Some(scanner.prev_salt());
@@ -439,10 +477,11 @@ impl Walker {
             damage.tampered = true;
             return Ok(Some(damage));
         }
-        if gap && self.last != Position::ZERO {
+        // Who begins in the middle has no position before it.
+        if gap && (self.last != Position::ZERO || self.number == 1) {
             let damage = Damage::new(self.number, 0, "records before this segment are missing");
             let mut damage = damage.losing(Position(self.last.0 + 1), starts_at);
-            damage.accepted = accepted(handle, self.number - 1, &damage)?;
+            damage.accepted = handle.accepts(self.number - 1, &damage)?;
             self.last = starts_at;
             return Ok(Some(damage));
         }
@@ -466,23 +505,11 @@ impl Walker {
         let upto = next.as_ref().map_or(view.spot.position, |s| Position(s.header.first_position.0 - 1));
         let mut damage = damage.losing(Position(self.last.0 + 1), upto);
         if let Some(next) = next {
-            damage.accepted = accepted(handle, next.number() - 1, &damage)?;
+            damage.accepted = handle.accepts(next.number() - 1, &damage)?;
         }
         self.last = self.last.max(upto);
         Ok(damage)
     }
-}
-
-/// Whether a later segment says that these positions were given up.
-fn accepted(handle: &ReadHandle, number: u64, damage: &Damage) -> Result<bool> {
-    let successor = match Segment::open(&**handle.disk(), number + 1, Open::Read) {
-        Ok(successor) => successor,
-        Err(Unopened::Failed(error)) => return Err(error),
-        Err(_) => return Ok(false),
-    };
-    let (from, to) = successor.header.lost;
-    let (first, last) = damage.unchained.map_or((damage.from, damage.to), |at| (at, at));
-    Ok(from != Position::ZERO && first >= from && last <= to)
 }
 
 /// Takes the records of a batch out of its body; with `checked` their own checksums are compared
@@ -513,8 +540,7 @@ pub(crate) fn owned_records(
                 payload: r.payload.to_vec(),
             }),
             Err(flaw) => {
-                let lost = (header.first_position, header.last_position());
-                return super::index::flaw_in(place.segment, place.offset, flaw, lost).map(Err);
+                return super::index::flaw_in(place.segment, place.offset, flaw, header, body).map(Err);
             }
         }
     }

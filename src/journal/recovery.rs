@@ -54,7 +54,8 @@ pub(crate) struct Inspection {
     pub(crate) damage: Vec<Damage>,
     /// The last position of any whole batch, also behind damage.
     pub(crate) last_readable: Spot,
-    /// The last position of any batch whose header is valid and whose body is not.
+    /// Where it is all told, behind damage: the end of the last batch up to `evidence` whose header is
+    /// valid and whose body is not.
     last_known: Spot,
 }
 
@@ -69,17 +70,17 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let mut evidence = told.into_iter().flatten().max().unwrap_or_default();
     let mut boundaries = vec![from];
     let mut damage = Vec::new();
-    let (mut last_readable, mut last_known) = (from, from);
+    let mut last_readable = from;
     let mut unchained = false;
     let mut good = from;
     while let Some(step) = scanner.step()? {
         let mut unreadable = None;
         let whole = match step {
             Step::Batch { offset, header, body } => {
-                let (first, last) = (header.first_position, header.last_position());
-                if let Some(flaw) = Records::new(&header, body).find_map(Result::err) {
+                let last = header.last_position();
+                if let Some(flaw) = Records::new(&header, body).checked().find_map(Result::err) {
                     unreadable = Some(last);
-                    damage.push(flaw_in(segment.number(), offset, flaw, (first, last))?);
+                    damage.push(flaw_in(segment.number(), offset, flaw, &header, body)?);
                     None
                 } else {
                     let end = offset + header.frame_len();
@@ -102,9 +103,6 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
             evidence = evidence.max(spot.position);
             unchained = spot.position == good.position;
         }
-        if damage.last().is_some_and(|d| whole.is_none() && d.to == spot.position) {
-            last_known = spot;
-        }
         if let Some(spot) = whole {
             last_readable = spot;
             if damage.is_empty() {
@@ -117,6 +115,8 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let at = boundaries.partition_point(|spot| spot.position <= evidence).max(1) - 1;
     let proven = boundaries.get(at).copied().unwrap_or(good);
     let doubt = boundaries.iter().skip(at).map(|spot| spot.offset).filter(|o| *o < good.offset).collect();
+    let last_known =
+        if evidence > good.position { last_damaged(&segment, last_readable, evidence)? } else { good };
     let footer_len = footer_len_at(&segment, good.offset)?;
     let garbage = nonzero(&segment, good.offset + footer_len, len)?;
     let footer = footer_len > 0;
@@ -132,6 +132,20 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
         last_readable,
         last_known,
     })
+}
+
+/// The end of the last batch up to a position, behind all that are whole, whose header is valid and
+/// whose body is not; `from` where there is none.
+fn last_damaged(segment: &Segment, from: Spot, upto: Position) -> Result<Spot> {
+    let mut scanner = Scanner::new(segment.clone(), from, Bound { offset: segment.len()?, position: None });
+    let mut last = from;
+    while scanner.step()?.is_some() {
+        let spot = scanner.spot();
+        if spot.position <= upto && spot.position > last.position {
+            last = spot;
+        }
+    }
+    Ok(last)
 }
 
 /// Boundaries below the evidence are of no further use: keeps the list short on long segments.
@@ -289,8 +303,11 @@ impl Inspection {
         if self.evidence <= self.good.position {
             return Bound { offset: self.good.offset, position: Some(self.good.position) };
         }
-        let known = Some(self.last_known).filter(|known| known.position <= self.evidence);
-        let end = known.filter(|k| k.offset > self.last_readable.offset).unwrap_or(self.last_readable);
+        let end = if self.last_known.offset > self.last_readable.offset {
+            self.last_known
+        } else {
+            self.last_readable
+        };
         Bound { offset: end.offset, position: Some(self.evidence.max(end.position)) }
     }
 

@@ -12,6 +12,9 @@ use std::sync::Arc;
 /// The folder of segments, lock and mark.
 pub(crate) const FOLDER: &str = "journal";
 
+/// What is wrong with a body whose checksum is right and whose digest is not.
+pub(super) const DIGEST_DIFFERS: &str = "the batch's body does not match its digest";
+
 /// How much is read at once, first and at most.
 const FIRST_PIECE_LEN: usize = 16 << 10;
 const PIECE_LEN: usize = 1 << 20;
@@ -286,18 +289,44 @@ impl Scanner {
         self.proven
     }
 
-    /// Where nothing says how far the segment goes, because the next one cannot be read: its footer
-    /// is its end.
-    pub(crate) fn end_at_footer(&mut self) -> Result<()> {
+    /// Where nothing says how far the segment goes, because the next one cannot be read: it ends at
+    /// its footer, or with nothing but zeros.
+    pub(crate) fn end_by_itself(&mut self) -> Result<()> {
         if self.held.is_some() || self.bound.position.is_some() || self.spot.offset >= self.bound.offset {
             return Ok(());
         }
         self.fill(self.spot.offset, FOOTER_HEADER_LEN)?;
         let head = self.slice(self.spot.offset, FOOTER_HEADER_LEN);
-        if Footer::decode_header(head, &self.segment.header.site(), self.spot.offset).is_ok() {
+        let footer = Footer::decode_header(head, &self.segment.header.site(), self.spot.offset);
+        if let Err(Flaw::Unsupported(what)) = footer {
+            return Err(self.unsupported(what, self.spot.offset));
+        }
+        if footer.is_ok() || (footer == Err(Flaw::Absent) && self.only_zeros()?) {
             self.spot.offset = self.bound.offset;
         }
         Ok(())
+    }
+
+    /// Whether nothing but zeros stands from here to the bound.
+    fn only_zeros(&mut self) -> Result<bool> {
+        let mut at = self.spot.offset;
+        while at < self.bound.offset {
+            self.fill(at, PIECE_LEN)?;
+            let piece = self.slice(at, PIECE_LEN);
+            if piece.is_empty() {
+                break;
+            }
+            if piece.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            at += piece.len() as u64;
+        }
+        Ok(true)
+    }
+
+    fn unsupported(&self, what: &'static str, offset: u64) -> Error {
+        let place = Place { segment: self.segment.number(), offset, position: self.spot.position.next() };
+        Error::new(ErrorKind::Unsupported, what).at(place)
     }
 
     /// Moves the bound on, as the durable end does.
@@ -369,11 +398,7 @@ impl Scanner {
                 self.batch(offset, header).map(Some)
             }
             Ok(_) => self.resync(offset, "a batch of another position stands here").map(Some),
-            Err(Flaw::Unsupported(what)) => Err(Error::new(ErrorKind::Unsupported, what).at(Place {
-                segment: self.segment.number(),
-                offset,
-                position: self.spot.position.next(),
-            })),
+            Err(Flaw::Unsupported(what)) => Err(self.unsupported(what, offset)),
             Err(flaw) => self.resync(offset, flaw.describe()).map(Some),
         }
     }
@@ -390,7 +415,7 @@ impl Scanner {
         } else if crc32fast::hash(&frame[BATCH_HEADER_LEN..]) != header.body_crc {
             "the batch's body does not match its checksum"
         } else if self.digests && *blake3::hash(&frame[BATCH_HEADER_LEN..]).as_bytes() != header.body_digest {
-            let mut damage = self.damage(offset, "the batch's body does not match its digest");
+            let mut damage = self.damage(offset, DIGEST_DIFFERS);
             damage.tampered = true;
             return Ok(Step::Damage(damage.losing(lost.0, lost.1)));
         } else {
@@ -420,15 +445,16 @@ impl Scanner {
                 continue;
             };
             at += found as u64;
-            if let Ok(header) = self.header_at(at)?
-                && header.first_position > start
-            {
-                let lost_to = Position(header.first_position.0 - 1);
-                self.spot = Spot { offset: at, position: lost_to, chain: None };
-                let damage = self.damage(offset, reason);
-                return Ok(Step::Damage(damage.losing(Position(start.0 + 1), lost_to)));
+            match self.header_at(at)? {
+                Ok(header) if header.first_position > start => {
+                    let lost_to = Position(header.first_position.0 - 1);
+                    self.spot = Spot { offset: at, position: lost_to, chain: None };
+                    let damage = self.damage(offset, reason);
+                    return Ok(Step::Damage(damage.losing(Position(start.0 + 1), lost_to)));
+                }
+                Err(Flaw::Unsupported(what)) => return Err(self.unsupported(what, at)),
+                _ => at += 1,
             }
-            at += 1;
         }
         self.spot = Spot { offset: self.bound.offset, position: start, chain: None };
         let mut damage = self.damage(offset, reason);

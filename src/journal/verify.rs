@@ -102,8 +102,9 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
             Walked::Batch { place, header, body } => {
                 let flaw = crate::format::Records::new(&header, body).checked().find_map(Result::err);
                 if let Some(flaw) = flaw {
-                    let lost = (header.first_position, header.last_position());
-                    found.damage.push(index::flaw_in(place.segment, place.offset, flaw, lost)?);
+                    let damage = index::flaw_in(place.segment, place.offset, flaw, &header, body)?;
+                    let accepted = handle.accepts(place.segment, &damage)?;
+                    found.damage.push(Damage { accepted, ..damage });
                 } else {
                     found.batches += 1;
                     found.records += u64::from(header.count);
@@ -122,7 +123,13 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
             Walked::Damage(damage) => found.damage.push(damage),
         }
     }
-    found.damage.extend(handle.end_damage.iter().cloned());
+    for damage in &handle.end_damage {
+        // What stands behind the end was told with its own reason.
+        let place = |d: &Damage| (d.segment, d.offset, d.from, d.to);
+        if found.damage.iter().all(|told| place(told) != place(damage)) {
+            found.damage.push(damage.clone());
+        }
+    }
     found.damage.sort_by_key(|d| (d.segment, d.offset));
     for (what, name) in [("mark", mark::mark_name()), ("lock", mark::lock_name())] {
         if let Some(kind) = mark::in_the_place_of(&*disk, &name)? {
@@ -198,15 +205,15 @@ fn check_segment(
         }
     };
     let mut damaged = |offset: u64, reason: &str| found.damage.push(Damage::new(number, offset, reason));
-    if let Some(offset) = segment.damaged_copy {
-        damaged(offset, "one of the two copies of the segment header is damaged; the other serves");
-    }
     if segment.header.journal != handle.journal() {
         // Of one that reading goes through, the walk says so.
         if number > handle.active() {
             damaged(0, "the segment belongs to another journal");
         }
         return Ok(());
+    }
+    if let Some(offset) = segment.damaged_copy {
+        damaged(offset, "one of the two copies of the segment header is damaged; the other serves");
     }
     let successor = Segment::open_of(&*disk, &segment.header.journal, number + 1, Open::Read);
     let Ok(successor) = successor else { return Ok(()) };

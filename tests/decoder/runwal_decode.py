@@ -10,6 +10,7 @@ It reads directories nobody writes to. Damage goes to stderr, a line each. Exit 
 """
 
 import base64
+import ctypes
 import datetime
 import json
 import mmap
@@ -451,11 +452,16 @@ class Record:
 class Damage:
     """Something that is not as it should be."""
 
-    def __init__(self, verdict, segment, offset, first, last, reason, end=0):
+    def __init__(self, verdict, segment, offset, first, last, reason, stands=None):
         self.verdict, self.segment, self.offset, self.reason = verdict, segment, offset, reason
         self.first, self.last = (first, last) if first <= last else (0, 0)
-        self.stands = (first, first) if verdict == "tampered" and not last else (self.first, self.last)
-        self.end, self.accepted = end, False
+        self.stands, self.accepted = stands or (self.first, self.last), False
+
+    def judge(self, header):
+        """It is accepted where its positions lie within those that a header gives up."""
+        low, high = self.stands
+        self.accepted = header is not None and 0 < header.given_first <= low and high <= header.given_last
+        return self
 
 
 class Segment:
@@ -470,23 +476,38 @@ class Segment:
             self.problem = str(error)
 
     def parse(self, block):
-        """Reads the header block."""
-        right = [len(c) == 512 and zlib.crc32(c[:508]) == u32(c, 508) for c in (block[:512], block[512:])]
-        copies = [block[512 * i:512 * i + 512] for i in (0, 1) if right[i]]
-        if not copies or copies[0] != copies[-1]:
-            raise Malformed("the header is damaged" if not copies else "the copies of the header differ")
-        magic, version, flags = struct.unpack_from("<8sHH", copies[0])
+        """Takes the header from the copies that are valid, which have to say the same."""
+        found, problem = [], "the header is damaged"
+        for at in (0, 512):
+            try:
+                found.append((at, self.header(block[at:at + 512])))
+            except Malformed as error:
+                problem = str(error)
+        if not found:
+            raise Malformed(problem)
+        if found[0][1] != found[-1][1]:
+            raise Malformed("the copies of the header differ")
+        self.broken_copy = None if len(found) == 2 else 512 - found[0][0]
+        (self.journal, number, _, self.salt, self.before_salt, self.first, self.before_end, self.before_footer,
+         self.chain, self.born, _, _, self.given_first, self.given_last) = found[0][1]
+        if number != self.number:
+            raise Malformed("the header is of another segment")
+
+    def header(self, copy):
+        """The fields of a copy of the header."""
+        if len(copy) < 512 or zlib.crc32(copy[:508]) != u32(copy, 508):
+            raise Malformed("the header is damaged")
+        magic, version, flags = struct.unpack_from("<8sHH", copy)
         if magic != b"RUNWAL\r\n":
             raise Malformed("no segment")
         if version != 1 or flags:
             raise Unsupported(f"segment {self.number}: version {version}, incompatible flags {flags:#x}")
-        self.broken_copy = None if all(right) else 512 * right.index(False)
-        (self.journal, number, epoch, self.salt, self.before_salt, self.first, self.before_end, self.before_footer,
-         self.chain, self.born, capacity, _, self.given_first,
-         self.given_last) = struct.unpack_from("<16sQQQQQQQ32sQQqQQ", copies[0], 16)
-        if number != self.number or epoch > LAST_SEGMENT or not self.first or capacity > 64 * MIB or \
-                self.before_end > 256 * MIB or self.before_footer > 16 * MIB + 24:
-            raise Malformed("the header is of another segment or says what cannot be")
+        fields = struct.unpack_from("<16sQQQQQQQ32sQQqQQ", copy, 16)
+        _, number, epoch, _, _, first, end, footer, _, _, capacity, *_ = fields
+        if not 1 <= number <= LAST_SEGMENT or epoch > LAST_SEGMENT or not first or capacity > 64 * MIB or \
+                end > 256 * MIB or footer > 16 * MIB + 24:
+            raise Malformed("the header says what cannot be")
+        return fields
 
     def place(self, at):
         """What a checksum begins with, so that the same bytes elsewhere are not valid."""
@@ -498,8 +519,8 @@ class Batch:
 
     __slots__ = ("at", "chain", "count", "crc", "digest", "durable", "end", "first", "last", "time")
 
-    def __init__(self, segment, at):
-        header = bytes(segment.data[at:at + BATCH])
+    def __init__(self, segment, at, end):
+        header = bytes(segment.data[at:min(at + BATCH, end)])
         if header[:4] != b"RWB1" or len(header) < BATCH or \
                 zlib.crc32(segment.place(at) + header[:112]) != u32(header, 112):
             raise Malformed("no batch")
@@ -537,14 +558,24 @@ class Batch:
             return "corrupt", CUT_SHORT
         if blake3(self.body(segment)) != self.digest:
             return "tampered", "a body does not match its digest"
+        return ("clean", None) if self.follows(segment) else ("corrupt", NO_RECORDS)
+
+    def follows(self, segment):
+        """Does the body hold the records it should?"""
         try:
             self.records(segment)
-        except Malformed as error:
-            return "corrupt", f"a body is not valid: {error}"
-        return "clean", None
+        except Malformed:
+            return False
+        except Unsupported:
+            # What does not match its digest is no other version's.
+            if blake3(self.body(segment)) == self.digest:
+                raise
+            return False
+        return True
 
 
 CUT_SHORT = "a body is cut short or does not match its checksum"
+NO_RECORDS = "a body is not made of records"
 NO_BATCH = "no batch stands here"
 
 
@@ -564,52 +595,75 @@ def open_bytes(path):
 def footer_at(segment, at, size):
     """Does a footer of this size stand at an offset?"""
     data = bytes(segment.data[at:at + min(size, 24 + 16 * MIB)])
-    if len(data) != size or data[:4] != b"RWF1" or zlib.crc32(segment.place(at) + data[:20]) != u32(data, 20):
+    return len(data) == size >= 24 and footer_begins(segment, at) and u32(data, 8) == size - 24 and \
+        zlib.crc32(data[24:]) == u32(data, 12)
+
+
+def footer_begins(segment, at):
+    """Is what stands at an offset the beginning of a footer?"""
+    head = bytes(segment.data[at:at + 24])
+    if len(head) < 24 or head[:4] != b"RWF1" or zlib.crc32(segment.place(at) + head[:20]) != u32(head, 20):
         return False
-    if u32(data, 4) >> 16:
+    if u32(head, 4) >> 16:
         raise Unsupported(f"segment {segment.number}: a footer with unknown flags")
-    return u32(data, 8) == size - 24 and zlib.crc32(data[24:]) == u32(data, 12)
+    return u32(head, 8) <= 16 * MIB
+
+
+def something_at(segment, at):
+    """Does anything stand from an offset on but zeros?"""
+    return any(segment.data[i:i + MIB].strip(b"\0") for i in range(at, len(segment.data), MIB))
 
 
 def something_behind(segment, end):
     """Does anything stand behind the last batch but zeros and a footer?"""
     size = 24 + u32(segment.data, end + 8) if end + 24 <= len(segment.data) else 0
-    end += size if size and footer_at(segment, end, size) else 0
-    return any(segment.data[at:at + MIB].strip(b"\0") for at in range(end, len(segment.data), MIB))
+    return something_at(segment, end + size if size and footer_at(segment, end, size) else end)
 
 
 class Walk:
-    """The batches of a segment in order, what is damaged between them, and what they prove durable."""
+    """The batches of a segment in order, what is damaged between them, and where it ends.
 
-    def __init__(self, segment, end):
+    Each step is what was found, the batch it is about (None for what is none), and where the next one begins.
+    """
+
+    def __init__(self, segment, end, last=None, ends_itself=False):
         self.segment, self.end = segment, min(end, len(segment.data))
-        self.steps, self.durable, self.broken = [], 0, None
+        self.steps, self.durable, self.broken, self.ends_itself = [], 0, None, ends_itself
         self.next, self.chain, self.at = segment.first, segment.chain, BLOCK
         while self.at < self.end:
             self.step()
         if self.broken is not None or self.at < end:
-            self.at, self.chain = self.at if self.broken is None else self.broken, None
+            self.note("corrupt", self.at if self.broken is None else self.broken, last or 0, NO_BATCH)
+            self.at, self.chain = max(self.at, end), None
+        elif last is not None and last >= self.next:
+            self.note("corrupt", self.at, last, "batches are missing at the end")
+            self.chain = None
+        self.next = max(self.next, (last or 0) + 1)
 
     def step(self):
         """Takes a batch, or searches for the next one."""
+        if self.ends_itself and self.broken is None and (
+                footer_begins(self.segment, self.at) or not something_at(self.segment, self.at)):
+            self.at = self.end
+            return None
         try:
-            batch = Batch(self.segment, self.at)
+            batch = Batch(self.segment, self.at, self.end)
         except Malformed:
             return self.search()
         self.durable = max(self.durable, batch.durable)
         if batch.first < self.next or batch.first > self.next and self.broken is None:
             return self.search()
         if self.broken is not None:
-            self.note("corrupt", self.broken, self.at, batch.first - 1, NO_BATCH)
+            self.note("corrupt", self.broken, batch.first - 1, NO_BATCH)
             self.next, self.broken, self.chain = batch.first, None, None
         verdict, problem = batch.check(self.segment, self.end)
         if self.chain and batch.link(self.chain) != batch.chain:
-            self.note("tampered", self.at, self.at, 0, "the chain hash is not right")
-            self.durable = max(self.durable, batch.last)
+            text, stands = "the chain hash is not right", (batch.first, batch.first)
+            self.steps.append((Damage("tampered", self.segment.number, self.at, 1, 0, text, stands), batch, self.at))
         if problem:
-            self.note(verdict, self.at, batch.end, batch.last, problem)
+            self.note(verdict, self.at, batch.last, problem, batch)
         else:
-            self.steps.append(batch)
+            self.steps.append((None, batch, batch.end))
         self.next, self.chain, self.at = batch.last + 1, batch.chain, batch.end
         return None
 
@@ -619,31 +673,74 @@ class Walk:
         found = self.segment.data.find(b"RWB1", self.at + 1, self.end)
         self.at = self.end if found < 0 else found
 
-    def note(self, verdict, offset, end, last, reason):
+    def note(self, verdict, offset, last, reason, batch=None):
         """Notes damage from the next position on."""
-        self.steps.append(Damage(verdict, self.segment.number, offset, self.next, last, reason, end))
+        damage = Damage(verdict, self.segment.number, offset, self.next, last, reason)
+        self.steps.append((damage, batch, batch.end if batch else self.at))
+
+
+class Inspection:
+    """What the newest segment holds: how far it is good, and what it proves durable."""
+
+    def __init__(self, segment, told):
+        walk, self.good, known = Walk(segment, len(segment.data)), (segment.first - 1, BLOCK), []
+        self.proven = max(segment.first - 1, segment.born, told, walk.durable)
+        readable, sound, self.verdict = self.good, True, "corrupt"
+        for damage, batch, end in walk.steps:
+            if batch is None:
+                sound = False
+                continue
+            unchained = damage is not None and damage.stands[0] and not damage.first
+            whole = not unchained and (damage is None or damage.verdict == "tampered" and batch.follows(segment))
+            if whole:
+                readable = batch.last, end
+                self.good = readable if sound else self.good
+                continue
+            if not unchained:
+                known.append((batch.last, end))
+            if sound:
+                self.verdict = damage.verdict
+            if unchained and sound or damage.reason not in (CUT_SHORT, "the chain hash is not right"):
+                self.proven = max(self.proven, batch.last)
+            sound = False
+        if self.proven <= self.good[0]:
+            self.end = self.good
+        else:
+            known = [one for one in known if one[0] <= self.proven and one[1] > readable[1]]
+            last, end = known[-1] if known else readable
+            self.end = max(last, self.proven), end
 
 
 # --- The journal ---
 
 class Mark:
-    """What is durable, as the mark says. `own`: it was written for this very file; `reliable`: in this boot too."""
+    """What is durable, as the mark says, and what it is worth here.
+
+    `own`: it was written for this very file; `whole`: in this boot, and both slots are valid.
+    """
 
     def __init__(self, path):
-        self.own, self.reliable, self.segment, self.end, self.position = False, False, 0, 0, 0
+        self.own = self.whole = self.here = self.busy = False
+        self.segment, self.end, self.position = 0, 0, 0
         self.journal = self.chain = None
         try:
-            data, inode = bytes(open_bytes(path)[:BLOCK]), os.lstat(path).st_ino
+            data, inode = bytes(open_bytes(path)[:BLOCK + 40]), os.lstat(path).st_ino
         except (Malformed, OSError):
             return
         slots = [s for s in (data[:132], data[512:644]) if len(s) == 132 and zlib.crc32(s[:128]) == u32(s, 128)]
         slots = [s for s in slots if s[:8] == b"RWM1\1\0\0\0" and s[79] < 128]
+        word = data[BLOCK:].ljust(40, b"\0")
+        valid = word[:4] == b"RWZ1" and 1 <= u32(word, 16) <= 3 and zlib.crc32(word[:36]) == u32(word, 36)
+        self.busy = any(word) and not (valid and word[20:36] != this_boot())
         if slots:
             slot = max(slots, key=lambda s: struct.unpack_from("<Q", s, 8))
-            (boot, _, _, found, self.journal, self.segment, self.end,
+            (boot, device, mount, found, self.journal, self.segment, self.end,
              self.position, self.chain) = struct.unpack_from("<16sQQQ16sQQQ32s", slot, 16)
-            self.own = found == inode
-            self.reliable = self.own and len(slots) == 2 and boot == this_boot()
+            place = os.path.dirname(os.path.dirname(path))
+            same_boot, at = boot == this_boot(), place_of(place)
+            self.own = found == inode and (not same_boot or device == at[0])
+            self.whole = self.own and len(slots) == 2 and same_boot
+            self.here = mount == at[1]
 
 
 def this_boot():
@@ -655,6 +752,15 @@ def this_boot():
         return None
 
 
+def place_of(path):
+    """Device and mount id of a directory, as `statx` gives them: STATX_MNT_ID_UNIQUE where there is that."""
+    found = ctypes.create_string_buffer(256)
+    if ctypes.CDLL(None).statx(-100, os.fsencode(path), 0, 0x57FF, found):
+        raise OSError(f"statx of {path}")
+    major, minor, mount = struct.unpack_from("<IIQ", found, 136)
+    return major << 32 | minor, mount
+
+
 class Journal:
     """All segments: what can be read of them, and what is damaged."""
 
@@ -662,25 +768,13 @@ class Journal:
         self.directory = os.path.join(directory, "journal")
         self.mark = Mark(os.path.join(self.directory, "mark"))
         self.segments = [Segment(number, path) for number, path in sorted(self.names())]
-        self.batches, self.damage, self.next, self.torn = [], [], 1, None
+        self.batches, self.damage, self.next, self.durable, self.torn = [], [], 1, 0, None
         self.check_journal_ids()
-        newest, lost, known = None, [], 0
-        for segment in self.segments:
-            if segment.problem:
-                lost.append(segment)
-                continue
-            if newest:
-                self.read_sealed(newest, segment)
-            self.check_gap(newest.number if newest else 0, lost, segment)
-            for damage in self.damage[known:]:
-                (low, high), lost = damage.stands, segment.given_last
-                given_up = 0 < segment.given_first <= low <= high <= lost < segment.first
-                damage.accepted = given_up
-            newest, lost, known = segment, [], len(self.damage)
-        if newest:
-            self.read_newest(newest)
-        self.durable = self.next - 1
-        self.check_end(newest.number if newest else 0, lost)
+        self.right = [s for s in self.segments if not s.problem]
+        self.check_segments()
+        if self.right:
+            self.read()
+        self.check_end()
 
     def names(self):
         """Number and path of each segment."""
@@ -698,80 +792,118 @@ class Journal:
             if not segment.problem and segment.journal != right:
                 segment.problem = "a segment of another journal"
 
-    def note(self, segment, offset, last, reason, verdict="corrupt"):
-        """Notes that the positions up to `last` are gone, if there are any."""
-        self.damage.append(Damage(verdict, segment, offset, self.next, last, reason))
-        self.next = max(self.next, last + 1)
+    def note(self, segment, offset, first, last, reason, verdict="corrupt"):
+        """Notes that positions are gone, if there are any."""
+        self.damage.append(Damage(verdict, segment, offset, first, last, reason))
+        return self.damage[-1]
 
-    def check_gap(self, before, lost, segment):
-        """What is missing or cannot be read before a segment is one damage, named by the first of it."""
-        if segment.number > before + 1:
-            found = lost and lost[0].number == before + 1
-            self.note(before + 1, 0, segment.first - 1, lost[0].problem if found else "a segment is missing")
-        if self.next < segment.first:
-            self.note(segment.number, 0, segment.first - 1, "positions are missing before it")
-        if segment.broken_copy is not None:
-            self.note(segment.number, segment.broken_copy, 0, "a copy of the header is damaged")
+    def check_segments(self):
+        """What a segment and the next one say of each other, and what has no place among them."""
+        for name in ("mark", "lock"):
+            path = os.path.join(self.directory, name)
+            if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+                self.note(0, 0, 1, 0, f"the {name} is no regular file")
+        for segment in self.right:
+            after = self.behind(segment.number)
+            if segment.broken_copy is not None:
+                self.note(segment.number, segment.broken_copy, 1, 0, "a copy of the header is damaged")
+            if after is None or after.number > segment.number + 1:
+                continue
+            if after.before_salt != segment.salt and not after.given_first:
+                self.note(segment.number, 0, 1, 0, "not the segment that the next one follows")
+            if after.before_footer and not footer_at(segment, after.before_end, after.before_footer):
+                self.note(segment.number, after.before_end, 1, 0, "the footer is damaged")
 
-    def read_sealed(self, segment, after):
-        """Reads a segment that is not the newest; where it ends, the next one says, if that is there."""
-        adjacent = after.number == segment.number + 1
-        walk = Walk(segment, after.before_end if adjacent else len(segment.data))
-        for step in walk.steps:
-            self.take(segment, step)
-        if not adjacent:
-            if something_behind(segment, walk.at):
-                self.note(segment.number, walk.at, 0, "neither a batch nor a footer stands here")
-            return
-        if after.before_salt != segment.salt:
-            self.note(segment.number, 0, 0, "not the segment that the next one follows")
-        elif walk.chain and self.next == after.first and walk.chain != after.chain:
-            self.note(after.number, 0, 0, "the chain hash of the header is not right", "tampered")
-        if walk.at < after.before_end or self.next < after.first:
-            self.note(segment.number, walk.at, after.first - 1, "batches are missing at the end")
-        if after.before_footer and not footer_at(segment, after.before_end, after.before_footer):
-            self.note(segment.number, after.before_end, 0, "the footer is damaged")
+    def behind(self, number):
+        """The next segment that can be read."""
+        return next((segment for segment in self.right if segment.number > number), None)
 
-    def take(self, segment, step):
+    def end(self, inspection):
+        """The segment that reading ends in, and the last position and the end there."""
+        newest, mark = self.right[-1], self.mark
+        named = next((segment for segment in self.right if segment.number == mark.segment), None)
+        if mark.whole and named and (mark.here or self.nothing_behind(named)):
+            return named, (mark.position, mark.end)
+        if mark.whole and not mark.here and mark.busy and inspection.proven <= inspection.good[0]:
+            steps = Walk(newest, inspection.good[1]).steps
+            ends = [(batch.last, end) for _, batch, end in steps if batch.last <= inspection.proven]
+            return newest, ends[-1] if ends else (newest.first - 1, BLOCK)
+        return newest, inspection.end
+
+    def nothing_behind(self, named):
+        """Does nothing stand behind what the mark names?"""
+        later = any(segment.number == named.number + 1 for segment in self.segments)
+        return not later and not any(named.data[self.mark.end:self.mark.end + BATCH])
+
+    def read(self):
+        """Reads segment by segment, to the end."""
+        newest, mark, before, chain = self.right[-1], self.mark, None, None
+        told = mark.position if mark.own and mark.segment <= newest.number else 0
+        inspection = Inspection(newest, told)
+        active, (last, end) = self.end(inspection)
+        # A batch whose header stands before the end is read whole.
+        first = Walk(active, end, last)
+        last, end = first.next - 1, first.at
+        for segment in [segment for segment in self.right if segment.number <= active.number]:
+            number, after = segment.number, self.behind(segment.number)
+            missing = (before.number if before else 0) + 1
+            if missing < number:
+                self.note(missing, 0, self.next, segment.first - 1, self.why(missing)).judge(segment)
+            elif self.next < segment.first:
+                self.note(number, 0, self.next, segment.first - 1, "positions are missing before it").judge(segment)
+            elif before and segment.before_salt == before.salt and chain and chain != segment.chain:
+                self.note(number, 0, 1, 0, "the chain hash of the header is not right", "tampered")
+            if segment is active:
+                walk = Walk(segment, end, last)
+            elif after.number == number + 1:
+                walk = Walk(segment, after.before_end, after.first - 1)
+            else:
+                walk = Walk(segment, len(segment.data), ends_itself=True)
+            for damage, batch, _ in walk.steps:
+                self.take(segment, damage, batch, after)
+            self.next, before, chain = max(self.next, segment.first, walk.next), segment, walk.chain
+        self.active, self.durable = active.number, last
+        self.judge_end(newest, inspection)
+
+    def why(self, number):
+        """Why a segment cannot be read."""
+        return next((s.problem for s in self.segments if s.number == number), "a segment is missing")
+
+    def take(self, segment, damage, batch, after):
         """Takes over a batch, or damage, that a walk found."""
-        if isinstance(step, Damage):
-            self.damage.append(step)
+        if damage:
+            self.damage.append(damage.judge(after))
         else:
-            self.batches.append((segment, step))
-            mark = self.mark
-            if mark.own and (mark.segment, mark.end) == (segment.number, step.end) and mark.chain != step.chain:
-                text = "the mark has another chain hash"
-                self.damage.append(Damage("tampered", segment.number, step.end, 0, 0, text))
-        self.next = max(self.next, step.last + 1)
+            self.batches.append((segment, batch))
+        mark = self.mark
+        if batch and (damage is None or damage.reason == NO_RECORDS) and mark.own and \
+                (mark.segment, mark.end) == (segment.number, batch.end) and mark.chain != batch.chain:
+            self.note(segment.number, batch.end, 1, 0, "the mark has another chain hash", "tampered")
 
-    def read_newest(self, segment):
-        """Reads the newest segment, up to the mark if that can be relied on."""
-        walk, mark, end = Walk(segment, len(segment.data)), self.mark, BLOCK
-        own = mark.own and mark.segment <= segment.number
-        proven = max(segment.first - 1, segment.born, walk.durable, mark.position if own else 0)
-        limit = mark.end if mark.reliable and mark.segment == segment.number else len(segment.data)
-        for step in walk.steps:
-            broken = isinstance(step, Damage)
-            if broken and step.first > proven and step.reason in (CUT_SHORT, NO_BATCH):
-                break
-            if broken or step.end <= limit:
-                self.take(segment, step)
-                end = step.end
-        if self.next <= proven and walk.next <= proven:
-            self.note(segment.number, end, proven, "durable records are gone")
-        elif not mark.own and mark.position >= self.next:
-            self.torn = f"the copy is incomplete: it ends before position {mark.position}"
-        if something_behind(segment, end):
-            self.torn = f"segment {segment.number}, offset {end}: a write was cut short"
+    def judge_end(self, newest, inspection):
+        """What stands behind the end that reading goes to."""
+        last, end = inspection.good
+        if not self.mark.own and self.mark.position > self.durable:
+            self.torn = f"the copy is incomplete: it ends before position {self.mark.position}"
+        if inspection.proven > last:
+            if self.durable <= last:
+                self.note(newest.number, end, last + 1, inspection.proven, "records are gone", inspection.verdict)
+                self.durable = inspection.proven
+        elif something_behind(newest, end) or last > self.durable:
+            self.torn = f"segment {newest.number}, offset {end}: a write was cut short"
 
-    def check_end(self, newest, lost):
-        """Behind the newest segment that can be read there may be others, or the mark may know of others."""
-        known = self.mark.segment if self.mark.own and self.mark.segment > newest else 0
+    def check_end(self):
+        """Behind the segment that reading ends in there may be others, or the mark may know of others."""
+        active = self.active if self.right else 0
+        lost = [segment for segment in self.segments if segment.problem and segment.number > active]
+        newest = self.right[-1].number if self.right else 0
         for segment in lost:
-            self.note(segment.number, 0, 0, segment.problem)
-        if known or lost and not self.mark.own:
-            place = newest + 1 if newest else max(known, *(s.number for s in lost), 0)
-            self.note(place, 0, self.mark.position if known else 0, "a segment is missing or cannot be read")
+            self.note(segment.number, 0, 1, 0, segment.problem)
+        named = self.mark.segment if self.mark.own else 0
+        if named > newest or lost and not self.right:
+            place = newest + 1 if newest else max([named] + [segment.number for segment in lost])
+            told = self.mark.position if self.mark.own else 0
+            self.note(place, 0, self.durable + 1, told, "a segment is missing or cannot be read")
 
     def verdict(self):
         """The worst of all damage that was not accepted."""

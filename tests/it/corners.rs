@@ -450,7 +450,8 @@ fn journal_counting(first: Position, drafts: &[Draft<'_>], count: u32) -> SimWor
         born_upto: Position(first.0 - 1),
         capacity: 64 << 10,
         created: Time(0),
-        lost: (Position::ZERO, Position::ZERO),
+        // What a first segment does not begin with was given up.
+        lost: if first.0 > 1 { (Position(1), Position(first.0 - 1)) } else { Default::default() },
     };
     let mut bytes = header.encode();
     let body = encode_body(drafts);
@@ -512,7 +513,7 @@ fn behind_the_last_position_nothing_is_written() {
     drop(engine);
     let mut log = Log::open_in(&world_of(&sim)).unwrap();
     let (records, damage) = read_all(&mut log).unwrap();
-    assert!(damage.is_empty() && records.len() >= positions.len(), "{damage:?}");
+    assert!(damage.iter().all(|d| d.accepted) && records.len() >= positions.len(), "{damage:?}");
     assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
 }
 
@@ -530,6 +531,39 @@ fn behind_the_last_sequence_of_a_stream_nothing_is_written() {
     let mut log = Log::open_in(&world_of(&sim)).unwrap();
     assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
     assert_eq!(log.durable(), last.last);
+}
+
+/// A first segment that begins in the middle: what stood before it is told, unless it was given up.
+#[test]
+fn what_stood_before_the_first_segment_is_told() {
+    let mut stage = Stage::new(64 << 10, 64 << 10);
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[20, 30]);
+    stage.close(writer);
+    stage.world.remove_file(&segment(1)).unwrap();
+    let (_, world) = stage.process(1);
+    let given_up = Engine::accept_damage(world, &stage.options()).unwrap().unwrap();
+    assert_eq!(given_up.from, Position(1));
+    let mut log = stage.open_log(1).unwrap();
+    let found = log.verify(&mut |_| {}).unwrap();
+    let [damage] = found.damage.as_slice() else { panic!("{found:?}") };
+    assert_eq!(
+        (damage.segment, damage.from, damage.to, damage.accepted),
+        (1, Position(1), given_up.to, true)
+    );
+    assert_eq!(found.verdict, Verdict::Clean);
+    // The same without a word about it.
+    let mut bytes = stage.world.read_file(&segment(1)).unwrap();
+    for copy in bytes[..1024].chunks_exact_mut(512) {
+        copy[144..160].fill(0);
+        let sum = crc32fast::hash(&copy[..508]);
+        copy[508..].copy_from_slice(&sum.to_le_bytes());
+    }
+    stage.world.write_file(&segment(1), &bytes).unwrap();
+    let mut log = stage.open_log(1).unwrap();
+    let found = log.verify(&mut |_| {}).unwrap();
+    assert!(found.verdict == Verdict::Corrupt && found.damage[0].to == given_up.to, "{found:?}");
 }
 
 /// What a reader makes of a journal by hand: how many records, and whether it tells of damage.

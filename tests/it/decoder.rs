@@ -775,6 +775,61 @@ fn both_decoders_judge_missing_and_strange_segments_alike() {
     compare_damaged(cases);
 }
 
+/// What one damage leaves open another one may ask for.
+#[test]
+fn both_decoders_judge_several_damages_alike() {
+    let Some(_) = python() else { return };
+    let other = tempfile::tempdir().unwrap();
+    short_runs(other.path(), 77, 14);
+    let other = Scratch::new(other.path(), false);
+    let remove = |s: &Scratch, n| std::fs::remove_file(s.segment(n)).unwrap();
+    let foreign = |s: &Scratch, n| drop(std::fs::copy(other.segment(n), s.segment(n)).unwrap());
+    let spoil = |s: &Scratch, n, at: usize| edit(&s.segment(n), |bytes| bytes[at] ^= 1);
+    let lengthen = |s: &Scratch, n| edit(&s.segment(n), |bytes| bytes.resize(bytes.len() + 3_000, 0));
+    let give_up =
+        |s: &Scratch, n| rewrite_header(&s.segment(n), 144, &[1, 1 << 20].map(u64::to_le_bytes).concat());
+    compare_damaged(vec![
+        case("zeros at the end, and the next one missing", |s| {
+            let ends = end_before(s, 3);
+            edit(&s.segment(2), |bytes| bytes.truncate(ends));
+            lengthen(s, 2);
+            remove(s, 3);
+        }),
+        case("a damaged copy of a foreign header", |s| {
+            foreign(s, 3);
+            spoil(s, 3, 60);
+        }),
+        case("the newest one foreign, and one before it missing", |s| {
+            foreign(s, 6);
+            remove(s, 4);
+        }),
+        case("a copy of the header that cannot be, beside a right one", |s| {
+            rewrite_header(&s.segment(2), 40, &u64::MAX.to_le_bytes());
+            edit(&s.segment(2), |bytes| bytes.copy_within(512..1024, 0));
+            let whole = std::fs::read(rich().join("journal/0000000002.seg")).unwrap();
+            edit(&s.segment(2), |bytes| bytes[..512].copy_from_slice(&whole[..512]));
+        }),
+        case("given up behind a missing one", |s| {
+            spoil(s, 3, 1100);
+            remove(s, 4);
+            give_up(s, 5);
+        }),
+        case("the first one begins far away", |s| {
+            rewrite_header(&s.segment(1), 64, &9_999_u64.to_le_bytes())
+        }),
+        case("a mark that is a folder", |s| {
+            std::fs::remove_file(s.mark()).unwrap();
+            std::fs::create_dir(s.mark()).unwrap();
+        }),
+    ]);
+}
+
+/// Where the header of a segment says that the one before it ends.
+fn end_before(scratch: &Scratch, number: u64) -> usize {
+    let header = std::fs::read(scratch.segment(number)).unwrap();
+    usize::try_from(u64::from_le_bytes(header[72..80].try_into().unwrap())).unwrap()
+}
+
 #[test]
 fn both_decoders_tell_a_diverged_copy() {
     let Some(_) = python() else { return };
@@ -974,6 +1029,21 @@ fn a_last_batch_that_is_no_records_is_told_and_can_be_given_up() {
     }
 }
 
+/// What was given up stays given up, also where something whole stands behind it.
+#[test]
+fn a_batch_in_the_middle_that_is_no_records_stays_given_up() {
+    let Some(_) = python() else { return };
+    let scratch = Scratch::new(rich(), true);
+    let newest = *scratch.segments().last().unwrap();
+    let index = batches(&std::fs::read(scratch.segment(newest)).unwrap()).len() - 3;
+    rewrite_batch(&scratch.segment(newest), index, Right::Chain, |batch| batch[116] ^= 1);
+    let status = |args: &[&str]| first(scratch.dir(), args).status.code();
+    assert_eq!(status(&["recover"]), Some(3));
+    assert_eq!(status(&["recover", "--accept-damage"]), Some(0));
+    assert_eq!(verify_differences(scratch.dir(), true), Vec::<String>::new());
+    assert_eq!((status(&["verify"]), status(&["log"])), (Some(0), Some(0)));
+}
+
 /// A right checksum with a wrong chain is not what a crash leaves, also where nothing says that the
 /// batch was durable.
 #[test]
@@ -1038,6 +1108,11 @@ fn both_decoders_refuse_what_is_unsupported() {
         for (at, value) in [(4, 1), (4, 2), (5, 2), (7, 1)] {
             let scratch = Scratch::new(rich(), true);
             rewrite_batch(&scratch.segment(number), 4, Right::Sums, |batch| batch[at] = value);
+            assert_eq!(verify_differences(scratch.dir(), true), Vec::<String>::new());
+            assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(6));
+            // Also where damage stands before it.
+            let before = batches(&std::fs::read(scratch.segment(number)).unwrap())[3];
+            edit(&scratch.segment(number), |bytes| bytes[before + 8] ^= 1);
             assert_eq!(verify_differences(scratch.dir(), true), Vec::<String>::new());
             assert_eq!(first(scratch.dir(), &["verify"]).status.code(), Some(6));
         }
@@ -1339,6 +1414,7 @@ fn where_numbers_are_used_up_it_is_told_and_nothing_is_damaged() {
         let dir = hand_made(&[vec![opening().bytes()]]);
         let segment = dir.path().join("journal/0000000001.seg");
         rewrite_header(&segment, 64, &position.to_le_bytes());
+        rewrite_header(&segment, 144, &[1, position - 1].map(u64::to_le_bytes).concat());
         rewrite_batch(&segment, 0, Right::Chain, |batch| {
             batch[24..32].copy_from_slice(&position.to_le_bytes());
             batch[40..48].copy_from_slice(&(position - 1).to_le_bytes());
