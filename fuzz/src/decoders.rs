@@ -1,11 +1,13 @@
 //! A damaged directory on a real disk, read by both decoders: they come to the same verdict, name the same
-//! damage at the same places, and show the same records. That is asked for where one thing was done that
-//! needs no checksum of its own; where several come together, or bytes were made up with right checksums,
-//! the format leaves open how far each goes on behind the first, and the two must not contradict each
-//! other in a record.
+//! damage at the same places, and show the same records, however much was done to it and whether or not
+//! checksums were made for it.
+//!
+//! Two things are left open. Who finds a damaged mark with a busy word is told by the first to come again,
+//! as a writer may be at work; the second reads directories nobody writes to. And of a payload that the
+//! first would write otherwise than it stands there, the sum is not compared.
 
 use crate::bodies::{difference, line};
-use crate::journals::{Damage, Files, MARK, Node, ORIGINALS, damage};
+use crate::journals::{Files, MARK, Node, ORIGINALS, damage};
 use arbitrary::Unstructured;
 use runwal::disk::{Kind, Session};
 use runwal::engine::{Entry, Log, World};
@@ -15,7 +17,6 @@ use runwal::record::{Body, Record};
 use runwal::testing::bodies::encode;
 use runwal::{Error, ErrorKind};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -45,10 +46,11 @@ pub fn run(data: &[u8]) {
         if !copied {
             place.adopt_mark(&mut files);
         }
-        let Ok(done) = damage(&mut input, &mut files) else { return };
+        // It is shown where this panics.
+        let Ok(_done) = damage(&mut input, &mut files) else { return };
         files.retain(|name, _| name.starts_with("journal/"));
         place.make(&files);
-        place.compare(&done);
+        place.compare();
     });
 }
 
@@ -117,28 +119,22 @@ impl Place {
         self.now.clone_from(files);
     }
 
-    fn compare(&self, done: &Damage) {
+    fn compare(&self) {
         let path = self.dir.path().to_str().expect("a path in text");
         let Some(second) = crate::second::ask(format!("D{path}").as_bytes()) else { return };
         let first = match by_the_first(self.dir.path()) {
             Ok(first) => first,
             Err(error) => match error.kind() {
                 ErrorKind::Unsupported => "unsupported\n".to_owned(),
-                // A link or folder in place of the mark is no journal's doing; and who finds a damaged mark
-                // with a busy word may be told to come again.
-                ErrorKind::Io | ErrorKind::Retry => return,
+                // Who finds a damaged mark with a busy word may be told to come again.
+                ErrorKind::Retry => return,
                 // Where nothing is, there is nothing to be judged.
                 ErrorKind::NotFound if second.contains("\"segments\":0") => return,
                 _ => panic!("the first does not read it: {} {error}\nsecond: {second}", error.kind().code()),
             },
         };
-        let second = normal(&second);
-        if done.crafted || done.strokes() > 1 {
-            assert_no_contradiction(&first, &second);
-        } else {
-            let second = without_unknown_sums(&first, &second);
-            assert!(first == second, "{}", difference(&first, &second));
-        }
+        let second = without_unknown_sums(&first, &normal(&second));
+        assert!(first == second, "{}", difference(&first, &second));
     }
 }
 
@@ -153,20 +149,6 @@ fn normal(answer: &str) -> String {
     }
     let counts = ["records", "batches", "segments", "bytes", "durable"].map(|key| report[key].to_string());
     summary(report["verdict"].as_str().unwrap_or_default(), &counts, damage) + records
-}
-
-/// A record that both show is the same.
-fn assert_no_contradiction(first: &str, second: &str) {
-    fn records(answer: &str) -> BTreeMap<&str, (&str, &str)> {
-        let lines = answer.split_once("--\n").map_or("", |(_, records)| records).lines();
-        let parts = lines.filter_map(|line| line.split_once(' '));
-        parts.filter_map(|(sum, rest)| Some((rest.split(' ').next()?, (sum, rest)))).collect()
-    }
-    let (first, second) = (records(first), records(second));
-    for (position, (sum, record)) in &first {
-        let Some((other_sum, other)) = second.get(position) else { continue };
-        assert!(record == other && (*sum == "-" || sum == other_sum), "{record}\nsecond: {other}");
-    }
 }
 
 /// Takes the sums out of the second answer that the first one does not know.

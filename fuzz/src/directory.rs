@@ -10,10 +10,6 @@ use runwal::testing::stage::{Stage, Writer, read_all};
 use runwal::{Error, ErrorKind, Verdict, Verification};
 use std::collections::BTreeMap;
 
-/// What the system says of a symbolic link, which is never followed, and of a directory where a file
-/// should be.
-const NO_FILE: [i32; 2] = [40, 21];
-
 /// Where the damaged directory is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Setting {
@@ -73,18 +69,10 @@ fn excused<T>(answer: Result<T, Error>, doing: &str) -> Option<T> {
         Ok(answer) => Some(answer),
         Err(error) => {
             let kinds = [ErrorKind::Corrupt, ErrorKind::Unsupported, ErrorKind::NotFound, ErrorKind::Retry];
-            assert!(
-                kinds.contains(&error.kind()) || no_file(&error),
-                "{doing}: {} {error}",
-                error.kind().code()
-            );
+            assert!(kinds.contains(&error.kind()), "{doing}: {} {error}", error.kind().code());
             None
         }
     }
-}
-
-fn no_file(error: &Error) -> bool {
-    error.os_error().is_some_and(|errno| NO_FILE.contains(&errno))
 }
 
 fn contents(world: &SimWorld) -> BTreeMap<String, Vec<u8>> {
@@ -178,20 +166,13 @@ fn go_on(stage: &mut Stage, writer: Writer) {
 
 /// Opens for writing, if need be after what is damaged was given up; or it is refused for good.
 fn open(stage: &mut Stage, done: &Damage) -> Option<Writer> {
-    // Opening ends the runs of the dead, which may need a new segment: now a stray may be next to it
-    // that was far away before.
-    for _ in 0..3 {
-        if !make_writable(stage, done) {
-            return None;
-        }
-        if let Some(writer) = stage.open(1) {
-            return Some(writer);
-        }
-        let refused = stage.problems.drain(..).all(|problem| problem.contains("corrupt"));
-        assert!(refused || done.crafted, "opening what was writable");
+    if !make_writable(stage, done) {
+        return None;
     }
-    assert!(done.crafted, "what was given up stands in the way again");
-    None
+    let writer = stage.open(1);
+    assert!(writer.is_some() || done.crafted, "opening what was writable: {:?}", stage.problems);
+    stage.problems.retain(|_| writer.is_some());
+    writer
 }
 
 fn make_writable(stage: &mut Stage, done: &Damage) -> bool {
@@ -220,7 +201,7 @@ fn excuse_writing(error: &Error, done: &Damage) -> bool {
     // Of a body whose sums are right and whose records are not, opening says that it changes all the time.
     let unread = done.crafted && error.kind() == ErrorKind::Retry;
     let forged = done.crafted && done.mark;
-    let excused = forged || unread || kinds.contains(&error.kind()) || no_file(error);
+    let excused = forged || unread || kinds.contains(&error.kind());
     assert!(excused, "opening for writing: {} {error}", error.kind().code());
     error.kind() == ErrorKind::Corrupt
 }

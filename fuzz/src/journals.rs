@@ -229,13 +229,6 @@ pub struct Damage {
     strokes: Vec<Stroke>,
 }
 
-impl Damage {
-    /// How much was done.
-    pub fn strokes(&self) -> usize {
-        self.strokes.len()
-    }
-}
-
 /// Whoever replays an input that is answered wrongly wants to know what it does.
 impl Drop for Damage {
     fn drop(&mut self) {
@@ -257,10 +250,6 @@ pub fn damage(input: &mut Unstructured<'_>, files: &mut Files) -> Result<Damage>
         done.crafted |= stroke.is_crafted();
         stroke.apply(files);
         done.strokes.push(stroke);
-    }
-    // Nobody who has to lock a thing that is no file can go on, and says so.
-    if matches!(files.get(LOCK), Some(Node::Other(_))) {
-        files.remove(LOCK);
     }
     done.mark = files.get(MARK) != before.as_ref();
     Ok(done)
