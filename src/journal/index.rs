@@ -113,6 +113,8 @@ pub(crate) fn flaw_in(
     body: &[u8],
 ) -> Result<Damage> {
     let lost = (header.first_position, header.last_position());
+    // Whoever did not compare the records' own checksums may have come upon a later one by mistake.
+    let flaw = Records::new(header, body).checked().find_map(Result::err).unwrap_or(flaw);
     let damage = if *blake3::hash(body).as_bytes() != header.body_digest {
         Damage { tampered: true, ..Damage::new(segment, offset, DIGEST_DIFFERS) }
     } else if let Flaw::Unsupported(what) = flaw {
