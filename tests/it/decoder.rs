@@ -994,6 +994,22 @@ fn both_decoders_tell_a_body_or_chain_that_was_changed() {
     }
 }
 
+/// Whoever also has the checksum of the record right, or a record without one, is told by the digest alone.
+#[test]
+fn a_changed_record_without_a_checksum_of_its_own_is_told() {
+    let Some(_) = python() else { return };
+    let event = Hand::new(2, lifecycle("step", 1, "m", "{}"));
+    let dir = hand_made(&[vec![opening().bytes()], vec![event.bytes()]]);
+    let segment = dir.path().join("journal/0000000001.seg");
+    rewrite_batch(&segment, 1, Right::Sums, |batch| {
+        let text = batch.len() - 11;
+        assert_eq!(batch[text], b'm');
+        batch[text] = b'n';
+    });
+    assert_eq!(verify_differences(dir.path(), true), Vec::<String>::new());
+    assert_eq!(first(dir.path(), &["verify"]).status.code(), Some(3));
+}
+
 /// FORMAT.md, "From segment to segment": "Its first chain hash is the last one of N".
 #[test]
 fn both_decoders_tell_a_sealed_segment_that_was_written_anew() {
