@@ -729,7 +729,7 @@ mod tests {
         let made = Made::plain().batch(100).batch(102).flip(-1).batch(104).flip(-1);
         let found = made.inspected(None);
         assert_eq!((found.evidence, found.good), (Position(104), made.ends[1]));
-        assert_eq!(found.shown_end(), bound(made.ends[1], 104));
+        assert_eq!(found.shown_end(), bound(made.ends[2], 104), "told up to what is known by its header");
         // Whole, it is read behind the damage.
         let made = Made::plain().batch(100).batch(102).flip(-1).batch(104);
         let found = made.inspected(None);
