@@ -73,6 +73,12 @@ impl Log {
         Ok(Self { reader })
     }
 
+    /// The same from what a journal that was just opened for writing knows.
+    pub(super) fn of_opened(engine: &super::Engine) -> Result<Self> {
+        let clock = std::sync::Arc::clone(&engine.world().clock);
+        Ok(Self { reader: Reader { handle: engine.journal().reader()?, clock } })
+    }
+
     /// The last durable position, as of the last refresh.
     pub fn durable(&self) -> Position {
         self.reader.handle.durable()

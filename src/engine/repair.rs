@@ -76,14 +76,14 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
     };
     let mut log = None;
     if !engine.journal().open_streams()?.is_empty() {
-        let log = log.insert(engine.log()?);
+        let log = log.insert(Log::of_opened(engine)?);
         end_dead_runs(engine, options, log, &mut report)?;
         tickers::settle(engine, log, &mut report)?;
     }
     crate::journal::live::sweep(engine.journal())?;
     sweep_outcomes(engine)?;
     if options.publish {
-        let mut log = log.map_or_else(|| engine.log(), Ok)?;
+        let mut log = log.map_or_else(|| Log::of_opened(engine), Ok)?;
         log.refresh()?;
         repair_files(engine, options, &mut log, &mut report)?;
     }
@@ -125,7 +125,7 @@ struct StartedData {
 }
 
 fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
-    let open = engine.journal().open_streams()?;
+    let open = log.reader.open_streams();
     let mut dead: BTreeMap<[u8; 16], Option<Dead>> = BTreeMap::new();
     for stream in open {
         let Some(info) = log.run_of(stream)? else { continue };
@@ -140,6 +140,8 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
         }
         if let std::collections::btree_map::Entry::Vacant(entry) = dead.entry(recorder) {
             entry.insert(Dead::certify(engine.journal(), &recorder)?);
+            // What it wrote last is there by now, and nothing more will come.
+            log.refresh()?;
         }
         if !matches!(dead.get(&recorder), Some(Some(_))) {
             continue;

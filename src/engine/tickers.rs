@@ -113,7 +113,7 @@ fn recorder_of(name: &str) -> Option<[u8; 16]> {
 /// The tickers whose process died, and that nobody has accounted for.
 fn dead(engine: &Engine, log: &mut Log) -> Result<Vec<DeadTicker>> {
     let mut found = Vec::new();
-    for stream in engine.journal().open_streams()? {
+    for stream in log.reader.open_streams() {
         let Some(name) = log.reader.name(stream)?.and_then(|name| String::from_utf8(name).ok()) else {
             continue;
         };

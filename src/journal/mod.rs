@@ -355,6 +355,16 @@ impl Journal {
         done
     }
 
+    /// A handle for reading that begins with what is known here, instead of finding it out again. Waits
+    /// for the commit that is under way.
+    pub(crate) fn reader(&self) -> Result<read::ReadHandle> {
+        let (disk, view) = {
+            let core = hold(&self.0.core);
+            (Arc::clone(&core.disk), core.view.as_ref().map(view::View::for_reading))
+        };
+        read::ReadHandle::from_view(disk, view)
+    }
+
     /// The streams that have not ended, by what is known here.
     pub(crate) fn open_streams(&self) -> Result<Vec<StreamId>> {
         self.locked(|core| Ok(core.view()?.open_streams().keys().copied().collect()))

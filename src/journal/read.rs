@@ -62,11 +62,16 @@ impl ReadHandle {
         if disk.stat(FOLDER)?.is_none() {
             return Err(Error::new(ErrorKind::NotFound, "there is no journal in this data directory"));
         }
+        Self::from_view(disk, None)
+    }
+
+    /// From what a writer of this process knows, which need not be found out again.
+    pub(crate) fn from_view(disk: Arc<dyn Disk>, view: Option<View>) -> Result<Self> {
         let mut handle = Self {
             disk,
             mark: None,
             seen: MarkView::ABSENT,
-            view: None,
+            view,
             end_damage: Vec::new(),
             incomplete: None,
             given_up: None,

@@ -85,6 +85,24 @@ impl View {
         })
     }
 
+    /// The same for a reader, which goes on from here by itself.
+    pub(crate) fn for_reading(&self) -> Self {
+        Self {
+            disk: Arc::clone(&self.disk),
+            segment: self.segment.clone(),
+            spot: self.spot,
+            index: self.index.clone(),
+            damage: self.damage.clone(),
+            recent: self.recent.clone(),
+            sealed: self.sealed.clone(),
+            sealed_len: self.sealed_len,
+            before: self.before.clone(),
+            names: self.names.clone(),
+            keys: None,
+            writable: false,
+        }
+    }
+
     /// Opens a segment of this journal.
     pub(crate) fn open(&self, number: u64, how: Open) -> Result<Segment, Unopened> {
         Segment::open_of(&*self.disk, &self.segment.header.journal, number, how)
