@@ -243,13 +243,20 @@ impl MarkFile {
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: Arc<dyn File>,
+    /// Its device and inode, which are nobody else's while it is open.
+    place: (u64, u64),
 }
 
 impl Lock {
     /// Opens it; without `create` a missing one is `None`.
     pub(crate) fn open(disk: &dyn Disk, create: bool) -> Result<Option<Self>> {
         let how = if create { Open::WriteOrCreate } else { Open::Read };
-        Ok(open_file(disk, &lock_name(), how)?.map(|file| Self { file }))
+        open_file(disk, &lock_name(), how)?.map(Self::of).transpose()
+    }
+
+    fn of(file: Arc<dyn File>) -> Result<Self> {
+        let stat = file.stat()?;
+        Ok(Self { file, place: (stat.device, stat.inode) })
     }
 
     /// Takes the lock if it is free.
@@ -274,14 +281,13 @@ impl Lock {
         let mut pause = PAUSE.0;
         loop {
             if self.file.try_lock()? {
-                match self.is_current(disk) {
-                    Ok(true) => return Ok(()),
-                    // The name stands for another file by now: the lock of this one excludes nobody.
-                    Ok(false) => {
-                        if let Some(file) = open_file(disk, &lock_name(), Open::WriteOrCreate)? {
-                            self.file = file;
-                        }
-                    }
+                let current = self.is_current(disk);
+                if let Ok(true) = current {
+                    return Ok(());
+                }
+                // The name stands for another file by now: the lock of this one excludes nobody.
+                match current.and_then(|_| Self::open(disk, true)) {
+                    Ok(moved) => moved.into_iter().for_each(|lock| *self = lock),
                     Err(error) => {
                         // Whoever cannot say that the lock is right does not keep it from the others.
                         let _ = self.give_back();
@@ -299,10 +305,7 @@ impl Lock {
     }
 
     fn is_current(&self, disk: &dyn Disk) -> Result<bool> {
-        let held = self.file.stat()?;
-        Ok(disk
-            .stat(&lock_name())?
-            .is_some_and(|named| (named.device, named.inode) == (held.device, held.inode)))
+        Ok(disk.stat(&lock_name())?.is_some_and(|named| (named.device, named.inode) == self.place))
     }
 }
 

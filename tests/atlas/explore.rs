@@ -135,25 +135,21 @@ fn quick_work() -> Work {
 }
 
 fn deep_work() -> Work {
-    let single = Bounds { errnos: 1, looks: false, look_share: 8, life_share: 256, ..Bounds::exhaustive(6) };
-    let by_chance = (0_u64..).map(|seed| {
+    // What one does with machines that look like another is nothing new after the quick part.
+    let seldom = |bounds: Bounds| Bounds { look_share: 8, life_share: 256, ..bounds };
+    let single = Bounds { errnos: 1, looks: false, ..seldom(Bounds::exhaustive(6)) };
+    let by_chance = (0_u64..).map(move |seed| {
         // Mostly short: what comes last is met with fewer calls to be done again for each fault.
         let len = if seed % 8 == 0 { 10 + seed % 40 } else { 4 + seed % 8 };
         let sequence = Sequence::random(seed, usize::try_from(len).unwrap_or(4));
-        let bounds = Bounds {
-            errnos: 1,
-            looks: false,
-            look_share: 8,
-            life_share: 256,
-            ..Bounds::exhaustive(6).nested(3, 32)
-        };
+        let bounds = Bounds { errnos: 1, looks: false, ..seldom(Bounds::exhaustive(6).nested(3, 32)) };
         (Workload::Sequence(sequence), bounds)
     });
     Box::new(
         quick_work()
-            .chain(sequences(1, Bounds::exhaustive(10).nested(2, 1)))
-            .chain(named(Bounds::exhaustive(8).nested(2, 16)))
-            .chain(sequences(2, Bounds::exhaustive(8).nested(2, 16)))
+            .chain(sequences(1, seldom(Bounds::exhaustive(10).nested(2, 1))))
+            .chain(named(seldom(Bounds::exhaustive(8).nested(2, 16))))
+            .chain(sequences(2, seldom(Bounds::exhaustive(8).nested(2, 16))))
             .chain(sequences(3, single.nested(1, 16)))
             .chain(by_chance),
     )
