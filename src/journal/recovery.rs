@@ -177,7 +177,7 @@ fn pieces(
     to: u64,
     mut visit: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut piece = vec![0; PIECE_LEN];
+    let mut piece = vec![0; PIECE_LEN.min(to_usize(to.saturating_sub(from)))];
     for at in (from..to).step_by(PIECE_LEN) {
         let want = PIECE_LEN.min(to_usize(to - at));
         let read = segment.file.read_at(&mut piece[..want], at)?;
