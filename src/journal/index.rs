@@ -249,12 +249,13 @@ fn stored(disk: &dyn Disk, segment: &Segment, successor: Option<&SegmentHeader>)
     Ok(fits.then_some(index))
 }
 
-/// Keeps an index in the cache.
+/// Keeps an index in the cache. Only under the journal's lock: what stands at its temporary name was left
+/// by somebody who died.
 pub(crate) fn store(disk: &dyn Disk, segment: &Segment, index: &Footer) -> Result<()> {
     let Some(bytes) = index.encode(&segment.header.site(), 0) else { return Ok(()) };
     disk.create_dir("cache")?;
     disk.create_dir(SIDECARS)?;
-    let temporary = format!("{SIDECARS}/tmp-{:010}-{}", segment.number(), super::mark::own_pid());
+    let temporary = format!("{SIDECARS}/tmp-{:010}", segment.number());
     if disk.stat(&temporary)?.is_some() {
         disk.remove(&temporary)?;
     }

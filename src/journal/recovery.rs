@@ -44,6 +44,9 @@ pub(crate) struct Inspection {
     pub(crate) proven: Spot,
     /// The highest position that any surviving evidence calls durable.
     pub(crate) evidence: Position,
+    /// Whether somebody was told what the recovery kept that made this segment: the mark or a later batch
+    /// says so.
+    told_kept: bool,
     /// Offsets of the whole batches behind `proven`.
     pub(crate) doubt: Vec<u64>,
     /// Whether a valid footer stands at `good`: a roll that was cut short.
@@ -68,6 +71,7 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let told =
         [Some(Position(header.first_position.0 - 1)), Some(header.born_upto), mark, Some(from.position)];
     let mut evidence = told.into_iter().flatten().max().unwrap_or_default();
+    let known_before = mark.unwrap_or_default().max(from.position);
     let mut boundaries = vec![from];
     let mut damage = Vec::new();
     let mut last_readable = from;
@@ -125,6 +129,7 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
         good,
         proven,
         evidence,
+        told_kept: known_before.max(scanner.proven()) >= header.born_upto,
         doubt,
         footer,
         garbage,
@@ -290,12 +295,14 @@ impl Inspection {
         damage.losing(Position(self.good.position.0 + 1), self.evidence)
     }
 
-    /// The end of what any evidence calls durable, where that is all there.
+    /// The end of what any evidence calls durable, where that is all there; without what the recovery kept
+    /// that made this segment, as long as nobody was told of it.
     pub(super) fn proven_end(&self) -> Bound {
         if self.evidence > self.good.position {
             return self.shown_end();
         }
-        Bound { offset: self.proven.offset, position: Some(self.proven.position) }
+        let end = if self.told_kept { self.proven } else { Spot::start(&self.segment.header) };
+        Bound { offset: end.offset, position: Some(end.position) }
     }
 
     /// The end of all that is whole, or of all that is told where evidence shows damage.

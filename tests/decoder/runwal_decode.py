@@ -685,6 +685,7 @@ class Inspection:
     def __init__(self, segment, told):
         walk, self.good, known = Walk(segment, len(segment.data)), (segment.first - 1, BLOCK), []
         self.proven = max(segment.first - 1, segment.born, told, walk.durable)
+        self.told_kept = max(segment.first - 1, told, walk.durable) >= segment.born
         readable, sound, self.verdict = self.good, True, "corrupt"
         for damage, batch, end in walk.steps:
             if batch is None:
@@ -826,7 +827,8 @@ class Journal:
             return named, (mark.position, mark.end)
         if mark.whole and not mark.here and mark.busy and inspection.proven <= inspection.good[0]:
             steps = Walk(newest, inspection.good[1]).steps
-            ends = [(batch.last, end) for _, batch, end in steps if batch.last <= inspection.proven]
+            ends = [(batch.last, end) for _, batch, end in steps
+                    if batch.last <= inspection.proven and inspection.told_kept]
             return newest, ends[-1] if ends else (newest.first - 1, BLOCK)
         return newest, inspection.end
 

@@ -158,3 +158,30 @@ fn an_error_behind_a_roll_names_the_segment() {
         assert!(error.to_string().contains("journal/0000000004.seg"), "{error}");
     }
 }
+
+/// A recovery that dies behind the name of its segment and before the mark: a reader through another mount,
+/// which does not go by the mark alone, shows nothing that one through the same mount does not show yet.
+#[test]
+fn readers_through_two_mounts_show_nothing_that_is_not_shown_later() {
+    for survivors in [1, u64::MAX] {
+        let mut stage = Stage::new(64 << 10, 64 << 10);
+        let writer = stage.open(1).expect("opened");
+        stage.expect_faults(true);
+        let fault = Fault::Error { errno: 5, sticky: false, survivors };
+        stage.world.fail_at(stage.world.operations() + 3, fault);
+        stage.tick(&writer);
+        assert!(writer.engine().is_poisoned());
+        writer.disk.kill();
+        for n in 1..30 {
+            let mut later = stage.fork();
+            later.world.fail_at(later.world.operations() + n, Fault::Kill);
+            drop(later.open(1));
+            later.world.clear_faults();
+            later.expect_faults(false);
+            for mount in [1, 2, 1] {
+                later.look(mount);
+            }
+            assert!(later.problems.is_empty(), "{survivors} {n}: {:?}", later.problems);
+        }
+    }
+}
