@@ -39,7 +39,8 @@ pub(super) fn in_the_place_of(disk: &dyn Disk, name: &str) -> Result<Option<Kind
 fn open_file(disk: &dyn Disk, name: &str, how: Open) -> Result<Option<Arc<dyn File>>> {
     let error = match disk.open(name, how) {
         Ok(file) => return Ok(Some(file)),
-        Err(error) if error.is_missing() => return Ok(None),
+        // Who makes it where it is missing has no place to make it in.
+        Err(error) if error.is_missing() && how != Open::WriteOrCreate => return Ok(None),
         Err(error) => error,
     };
     match in_the_place_of(disk, name)? {

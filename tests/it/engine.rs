@@ -244,6 +244,20 @@ fn opening_sees_what_a_recorder_did_before_it_gave_its_files_up() {
     assert_eq!(read(dir.path(), "runs/t/r/stdout.log"), b"late\n");
 }
 
+/// Nobody waits for ever for a lock that there is no place for any more.
+#[test]
+fn a_data_directory_that_was_removed_is_an_error_for_whoever_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let mut run = Recorder::prepare(&engine, request("r")).unwrap();
+    std::fs::remove_dir_all(dir.path().join("data")).unwrap();
+    assert_eq!(run.chunk(Channel::Stdout, b"x").unwrap_err().kind(), ErrorKind::Io);
+    let error = engine.append_tick(tick("tick_started"), None).unwrap_err();
+    assert!(error.to_string().contains("journal/lock"), "{error}");
+    drop(run);
+    engine.close().unwrap_err();
+}
+
 fn tick(stage: &str) -> Tick {
     Tick {
         batch_id: "timed-jobs-1-1".to_owned(),
