@@ -123,6 +123,7 @@ fn thin(format: Format, chance: &mut Chance) -> Became {
     let disk = Disk::new(format)?;
     let mounted = disk.mount("")?;
     let mut journal = Journal::new(mounted.dir(), chance.next());
+    journal.ledger.drops_pages = true;
     disk.thin_out(100 + chance.below(1_500))?;
     let place = place();
     let trace = place.path().join("trace");
