@@ -183,7 +183,7 @@ impl Core {
                 .hint("Put the data directory on a local file system; nothing was written."));
         }
         disk.create_dir(FOLDER)?;
-        let lock = Lock::open(&*disk, true)?.ok_or_else(|| Error::misuse("the lock file cannot be made"))?;
+        let lock = Lock::find_or_make(&*disk)?;
         let mark = create_mark(&*disk)?;
         Ok(Self {
             disk,

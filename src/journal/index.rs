@@ -168,38 +168,32 @@ pub(crate) fn of_sealed(
     successor: Option<SegmentHeader>,
     writable: bool,
 ) -> Result<Footer> {
-    let mut missing = Vec::new();
-    let mut found = None;
-    let mut successor = successor;
-    let mut next = Some(number);
-    // Of what lies below the first segment that is not there, as the directory tells it: a number says
-    // nothing about how many there are, as a hostile header can name any.
-    let mut below: Option<Vec<u64>> = None;
-    while let Some(at) = next {
-        let opened = match Segment::open_of(disk, journal, at, Open::Read) {
-            Ok(segment) => Some(segment),
+    let (mut missing, mut found) = (Vec::new(), None);
+    let (mut next, mut successor) = (Some(number), successor);
+    // From the first segment on that is not there, as the directory tells it: a number says nothing about
+    // how many there are, as a hostile header can name any.
+    let mut listed = None;
+    while let Some(at) = next.filter(|at| *at > 0) {
+        match Segment::open_of(disk, journal, at, Open::Read) {
+            Ok(segment) => {
+                if let Some(index) = stored(disk, &segment, successor.as_ref())? {
+                    found = Some(index);
+                    break;
+                }
+                next = Some(at - 1);
+                let header = segment.header;
+                missing.push((segment, successor.replace(header)));
+            }
             Err(Unopened::Failed(error)) => return Err(error),
-            Err(_) => None,
-        };
-        if opened.is_none() && below.is_none() {
-            below = Some(segment::list(disk)?);
-        }
-        next = match &mut below {
-            Some(numbers) => {
-                numbers.retain(|number| *number < at);
-                numbers.pop()
+            Err(_) => {
+                successor = None;
+                let below = match &mut listed {
+                    Some(below) => below,
+                    None => listed.insert(segment::list(disk)?),
+                };
+                next = std::iter::from_fn(|| below.pop()).find(|number| *number < at);
             }
-            None => at.checked_sub(1).filter(|number| *number > 0),
-        };
-        let header = opened.as_ref().map(|segment| segment.header).filter(|_| next == at.checked_sub(1));
-        if let Some(segment) = opened {
-            if let Some(index) = stored(disk, &segment, successor.as_ref())? {
-                found = Some(index);
-                break;
-            }
-            missing.push((segment, successor));
         }
-        successor = header;
     }
     let mut index = found.unwrap_or_default();
     while let Some((segment, successor)) = missing.pop() {

@@ -36,20 +36,28 @@ pub(super) fn in_the_place_of(disk: &dyn Disk, name: &str) -> Result<Option<Kind
 
 /// Opens the lock or the mark, if it is there. For a reader what is no regular file is as if it were
 /// missing: it is no evidence of anything, and excludes nobody. A writer needs a file of its own there.
-fn open_file(disk: &dyn Disk, name: &str, how: Open) -> Result<Option<Arc<dyn File>>> {
-    let error = match disk.open(name, how) {
-        Ok(file) => return Ok(Some(file)),
-        // Who makes it where it is missing has no place to make it in.
-        Err(error) if error.is_missing() && how != Open::WriteOrCreate => return Ok(None),
-        Err(error) => error,
-    };
-    match in_the_place_of(disk, name)? {
-        Some(_) if how == Open::Read => Ok(None),
-        Some(kind) => Err(Error::corrupt_data(
+fn find(disk: &dyn Disk, name: &str, how: Open) -> Result<Option<Arc<dyn File>>> {
+    match disk.open(name, how) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(_) if how == Open::Read && in_the_place_of(disk, name)?.is_some() => Ok(None),
+        Err(error) => Err(unusable(disk, name, error)),
+    }
+}
+
+/// The same for a writer, who makes what is missing.
+fn find_or_make(disk: &dyn Disk, name: &str) -> Result<Arc<dyn File>> {
+    disk.open(name, Open::WriteOrCreate).map_err(|error| unusable(disk, name, error))
+}
+
+/// Why a writer could not open the lock or the mark.
+fn unusable(disk: &dyn Disk, name: &str, error: Error) -> Error {
+    match in_the_place_of(disk, name) {
+        Ok(Some(kind)) => Error::corrupt_data(
             format!("{name} is {}, not a regular file", kind.describe()),
             "No record is at stake, and reading goes on. Move it away, and the next writer makes it anew.",
-        )),
-        None => Err(error),
+        ),
+        _ => error,
     }
 }
 
@@ -135,7 +143,7 @@ pub(crate) struct MarkFile {
 impl MarkFile {
     /// Opens it, if it is there.
     pub(crate) fn open(disk: &dyn Disk, how: Open) -> Result<Option<Self>> {
-        let Some(file) = open_file(disk, &mark_name(), how)? else { return Ok(None) };
+        let Some(file) = find(disk, &mark_name(), how)? else { return Ok(None) };
         let stat = file.stat()?;
         let session = disk.session()?;
         Ok(Some(Self { file, session, inode: stat.inode }))
@@ -249,10 +257,14 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Opens it; without `create` a missing one is `None`.
-    pub(crate) fn open(disk: &dyn Disk, create: bool) -> Result<Option<Self>> {
-        let how = if create { Open::WriteOrCreate } else { Open::Read };
-        open_file(disk, &lock_name(), how)?.map(Self::of).transpose()
+    /// Opens it for a reader, if it is there.
+    pub(crate) fn find(disk: &dyn Disk) -> Result<Option<Self>> {
+        find(disk, &lock_name(), Open::Read)?.map(Self::of).transpose()
+    }
+
+    /// Opens it for a writer.
+    pub(crate) fn find_or_make(disk: &dyn Disk) -> Result<Self> {
+        Self::of(find_or_make(disk, &lock_name())?)
     }
 
     fn of(file: Arc<dyn File>) -> Result<Self> {
@@ -287,8 +299,8 @@ impl Lock {
                     return Ok(());
                 }
                 // The name stands for another file by now: the lock of this one excludes nobody.
-                match current.and_then(|_| Self::open(disk, true)) {
-                    Ok(moved) => moved.into_iter().for_each(|lock| *self = lock),
+                match current.and_then(|_| Self::find_or_make(disk)) {
+                    Ok(moved) => *self = moved,
                     Err(error) => {
                         // Whoever cannot say that the lock is right does not keep it from the others.
                         let _ = self.give_back();
@@ -335,11 +347,11 @@ pub(crate) fn own_pid() -> u32 {
 
 /// Makes the mark file with its full length, so that its blocks are never allocated under load.
 pub(crate) fn create_mark(disk: &dyn Disk) -> Result<MarkFile> {
-    let gone = || Error::new(ErrorKind::Io, format!("{} went away while it was made", mark_name()));
-    let file = open_file(disk, &mark_name(), Open::WriteOrCreate)?.ok_or_else(gone)?;
+    let file = find_or_make(disk, &mark_name())?;
     if file.stat()?.len < MARK_LEN {
         file.set_len(MARK_LEN)?;
     }
     drop(file);
-    MarkFile::open(disk, Open::Write)?.ok_or_else(gone)
+    MarkFile::open(disk, Open::Write)?
+        .ok_or_else(|| Error::new(ErrorKind::Io, format!("{} went away while it was made", mark_name())))
 }

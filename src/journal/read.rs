@@ -288,7 +288,7 @@ impl ReadHandle {
 
     /// Looks behind the durable end if nobody is writing right now; `None` if somebody is.
     pub(crate) fn judge_tail(&mut self) -> Result<Option<Tail>> {
-        let Some(lock) = Lock::open(&*self.disk, false)? else { return self.tail().map(Some) };
+        let Some(lock) = Lock::find(&*self.disk)? else { return self.tail().map(Some) };
         if !lock.try_take()? {
             return Ok(None);
         }

@@ -603,6 +603,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_recovery_kept_is_proven_once_somebody_was_told_of_it() {
+        let born = Made::new(SegmentHeader { born_upto: Position(104), ..header(3, 101) });
+        let copies = born.batch(100).batch(100);
+        let end = |made: &Made, mark: Option<u64>| made.inspected(mark).proven_end();
+        for mark in [None, Some(100), Some(103)] {
+            assert_eq!(end(&copies, mark), bound(copies.ends[0], 100), "{mark:?}");
+        }
+        assert_eq!(end(&copies, Some(104)), bound(copies.ends[2], 104), "the mark tells of it");
+        let later = copies.clone().batch(104);
+        assert_eq!(end(&later, None), bound(later.ends[2], 104), "a batch behind the copies does");
+        assert_eq!(copies.inspected(None).shown_end(), bound(copies.ends[2], 104), "nobody is at work");
+    }
+
+    #[test]
     fn boundaries_that_the_evidence_has_passed_are_forgotten() {
         let spot = |position| Spot { offset: 10 * position, position: Position(position), chain: None };
         let all: Vec<Spot> = (0..5_000).map(spot).collect();
