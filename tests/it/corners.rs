@@ -303,6 +303,8 @@ fn a_copy_goes_on_in_a_segment_of_its_own() {
 struct Before {
     disk: SimDisk,
     turns: Arc<Mutex<u64>>,
+    /// What was opened, each with what was left in `turns`.
+    opened: Arc<Mutex<Vec<(u64, String)>>>,
     happens: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -315,6 +317,7 @@ impl fmt::Debug for Before {
 impl Disk for Before {
     fn open(&self, name: &str, how: Open) -> Result<Arc<dyn File>> {
         let file = self.disk.open(name, how)?;
+        self.opened.lock().unwrap().push((*self.turns.lock().unwrap(), name.to_owned()));
         Ok(if name == LOCK { Arc::new(LockBefore { file, before: self.clone() }) } else { file })
     }
     fn create_dir(&self, name: &str) -> Result<bool> {
@@ -411,7 +414,12 @@ fn a_run_ends_once_however_two_openings_fall() {
                 *acted.lock().unwrap() += 1;
             }
         };
-        let before = Before { disk, turns: Arc::new(Mutex::new(turn + 1)), happens: Arc::new(act) };
+        let before = Before {
+            disk,
+            turns: Arc::new(Mutex::new(turn + 1)),
+            opened: Arc::default(),
+            happens: Arc::new(act),
+        };
         let world = World { disk: Arc::new(before), ..world };
         let (engine, _) = Engine::open_in(world, options).unwrap();
         engine.close().unwrap();
@@ -422,6 +430,46 @@ fn a_run_ends_once_however_two_openings_fall() {
         is_fine(&stage);
     }
     assert!(came > 3, "{came} turns");
+}
+
+/// A recorder writes its last record and dies before a turn of who opens: whoever finds it dead then ends its
+/// run, and does not take what it had not read for the work of somebody else.
+#[test]
+fn a_run_whose_recorder_dies_while_somebody_opens_is_ended() {
+    /// More than there are.
+    const TURNS: u64 = 1_000;
+    // How many runs were ended, and in which turn it was looked whether their recorder is alive.
+    let dies_before = |turn: u64| {
+        let mut stage = Stage::new(64 << 10, 64 << 10);
+        let writer = stage.open(1).unwrap();
+        let run = stage.begin(&writer, "left").unwrap();
+        let alive = stage.world.names().into_iter().find(|name| name.starts_with("journal/live/")).unwrap();
+        let (engine, recorder) = (writer.engine().clone(), writer.disk.clone());
+        let last = move || {
+            let chunk = Body::Chunk(Channel::Stdout, b"last".to_vec());
+            engine.append(run, None, &[chunk.into()]).unwrap();
+            recorder.kill();
+        };
+        let (disk, world) = stage.process(1);
+        let opened: Arc<Mutex<Vec<(u64, String)>>> = Arc::default();
+        let before = Before {
+            disk,
+            turns: Arc::new(Mutex::new(turn + 1)),
+            opened: Arc::clone(&opened),
+            happens: Arc::new(last),
+        };
+        let world = World { disk: Arc::new(before), ..world };
+        let (engine, report) = Engine::open_in(world, stage.options()).unwrap();
+        engine.close().unwrap();
+        let opened = opened.lock().unwrap();
+        let looked = opened.iter().find(|(_, name)| *name == alive).unwrap();
+        (report.interrupted.len(), turn + 1 - looked.0)
+    };
+    let (ended, looked) = dies_before(TURNS);
+    assert!(ended == 0 && looked > 2, "alive, and looked at in turn {looked}");
+    for turn in 1..=looked {
+        assert_eq!(dies_before(turn).0, 1, "before turn {turn} of {looked}");
+    }
 }
 
 fn world_of(sim: &SimWorld) -> World {
