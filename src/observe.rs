@@ -15,7 +15,7 @@
 //! | warn | a file could not be published; the journal has every record | `error` |
 //! | error | a write failed, nothing more is written through this handle | `error` |
 //! | debug | the next segment was begun | `segment`, `capacity_bytes` |
-//! | debug | a group of batches was committed with one sync | `batches`, `records`, `bytes`, `position`, `sync_us` |
+//! | debug | a group of appends was committed with one sync | `appends`, `records`, `bytes`, `position`, `sync_us` |
 //!
 //! A commit and what belongs to it is told under the journal's lock: a subscriber that waits makes
 //! every writer wait, and one that appends to the same journal waits for itself.
@@ -60,13 +60,13 @@
 //!
 //! | name | kind | what |
 //! |---|---|---|
-//! | `runwal_appends_total` | counter | batches that became durable |
+//! | `runwal_appends_total` | counter | appends that became durable |
 //! | `runwal_records_total` | counter | records in them |
 //! | `runwal_bytes_total` | counter | bytes written to segments for them |
 //! | `runwal_rolls_total` | counter | segments begun because the one before was full |
-//! | `runwal_group_batches` | histogram | batches that shared one sync |
+//! | `runwal_group_appends` | histogram | appends that shared one sync |
 //! | `runwal_sync_seconds` | histogram | how long that sync took, in seconds |
-//! | `runwal_queue_depth` | gauge | batches accepted and not yet committed or refused |
+//! | `runwal_queue_depth` | gauge | appends accepted and not yet committed or refused |
 //! | `runwal_poisoned` | gauge | 1 from the moment a write failed until a journal is opened, else 0 |
 //!
 //! They are described anew whenever a journal is opened, for the recorder that is installed then.
@@ -124,10 +124,10 @@ use std::fmt::Display;
 #[cfg(feature = "tracing")]
 pub const TARGET: &str = "runwal";
 
-/// A group of batches that became durable with one sync.
+/// A group of appends that became durable with one sync.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Committed {
-    pub(crate) batches: usize,
+    pub(crate) appends: usize,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
     pub(crate) position: Position,
@@ -222,13 +222,13 @@ pub(crate) fn rolled(segment: u64, capacity_bytes: u64) {
     metrics::counter!("runwal_rolls_total").increment(1);
 }
 
-/// A batch was accepted.
+/// An append was accepted.
 pub(crate) fn accepted() {
     #[cfg(feature = "metrics")]
     metrics::gauge!("runwal_queue_depth").increment(1.0);
 }
 
-/// A batch was committed or refused.
+/// An append was committed or refused.
 pub(crate) fn answered() {
     #[cfg(feature = "metrics")]
     metrics::gauge!("runwal_queue_depth").decrement(1.0);
@@ -254,21 +254,21 @@ fn wants_times() -> bool {
     told || cfg!(feature = "metrics")
 }
 
-/// A group of batches became durable.
+/// A group of appends became durable.
 pub(crate) fn committed(group: &Committed) {
-    let Committed { batches, records, bytes, position, sync_ns } = *group;
+    let Committed { appends, records, bytes, position, sync_ns } = *group;
     #[cfg(feature = "tracing")]
     {
         let (position, sync_us) = (position.0, sync_ns.map(|ns| ns / 1_000));
-        tracing::debug!(target: TARGET, batches, records, bytes, position, sync_us, "committed");
+        tracing::debug!(target: TARGET, appends, records, bytes, position, sync_us, "committed");
     }
     #[cfg(feature = "metrics")]
     {
-        metrics::counter!("runwal_appends_total").increment(batches as u64);
+        metrics::counter!("runwal_appends_total").increment(appends as u64);
         metrics::counter!("runwal_records_total").increment(records);
         metrics::counter!("runwal_bytes_total").increment(bytes);
         // Fewer than 2^32 of them: nothing is rounded.
-        metrics::histogram!("runwal_group_batches").record(u32::try_from(batches).unwrap_or(u32::MAX));
+        metrics::histogram!("runwal_group_appends").record(u32::try_from(appends).unwrap_or(u32::MAX));
         if let Some(ns) = sync_ns {
             metrics::histogram!("runwal_sync_seconds").record(std::time::Duration::from_nanos(ns));
         }
@@ -279,13 +279,13 @@ pub(crate) fn committed(group: &Committed) {
 #[cfg(feature = "metrics")]
 fn describe() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("runwal_appends_total", Unit::Count, "Batches that became durable.");
+    describe_counter!("runwal_appends_total", Unit::Count, "Appends that became durable.");
     describe_counter!("runwal_records_total", Unit::Count, "Records that became durable.");
-    describe_counter!("runwal_bytes_total", Unit::Bytes, "Bytes written to segments for batches.");
+    describe_counter!("runwal_bytes_total", Unit::Bytes, "Bytes written to segments for appends.");
     describe_counter!("runwal_rolls_total", Unit::Count, "Segments begun because the one before was full.");
-    describe_histogram!("runwal_group_batches", Unit::Count, "Batches that shared one sync.");
+    describe_histogram!("runwal_group_appends", Unit::Count, "Appends that shared one sync.");
     describe_histogram!("runwal_sync_seconds", Unit::Seconds, "How long the sync of a group took.");
-    describe_gauge!("runwal_queue_depth", Unit::Count, "Batches accepted and not yet committed or refused.");
+    describe_gauge!("runwal_queue_depth", Unit::Count, "Appends accepted and not yet committed or refused.");
     describe_gauge!(
         "runwal_poisoned",
         Unit::Count,

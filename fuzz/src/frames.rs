@@ -81,8 +81,7 @@ fn batch_header(bytes: &mut Vec<u8>, right: bool) {
     let Ok(header) = BatchHeader::decode(bytes, &SITE, OFFSET) else { return };
     assert!(header.last_position() >= header.first_position);
     assert_eq!(header.frame_len(), BATCH_HEADER_LEN as u64 + u64::from(header.body_len));
-    let mut again = Vec::new();
-    header.encode(&SITE, OFFSET, &mut again);
+    let again = header.encode(&SITE, OFFSET);
     assert_eq!(BatchHeader::decode(&again, &SITE, OFFSET), Ok(header));
     // Flags that may be ignored are not kept.
     if bytes[6] == 0 {

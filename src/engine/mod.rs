@@ -30,7 +30,7 @@ use crate::disk::os::OsDisk;
 use crate::error::{Conflict, Error, ErrorKind, Result};
 pub(crate) use crate::journal::bell::Bell;
 use crate::journal::live::Alive;
-use crate::journal::{Batch, Draft, Journal, JournalOptions, Target};
+use crate::journal::{Append, Draft, Journal, JournalOptions, Target};
 pub use crate::journal::{Conditions, Damage, Receipt};
 use crate::observe;
 use crate::position::{Seq, StreamId, Time};
@@ -312,7 +312,7 @@ impl Engine {
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let ticket = self.submit_batch(Batch { drafts, conditions, open: false })?;
+        let ticket = self.hand_in(Append { drafts, conditions, open: false })?;
         Ok(Ticket {
             inner: Handed::In(ticket),
             publisher: self.0.publisher.get().cloned(),
@@ -372,7 +372,7 @@ impl Engine {
             .collect::<Result<Vec<_>>>()?;
         // What changes the state of a run, or ends it, comes too late behind its end.
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
-        let ticket = self.submit_batch(Batch { drafts, conditions: conditions.into(), open })?;
+        let ticket = self.hand_in(Append { drafts, conditions: conditions.into(), open })?;
         let publisher = self.0.publisher.get().cloned();
         Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
     }
@@ -405,7 +405,7 @@ impl Engine {
                 drafts.push(self.draft(target, record)?);
             }
             let open = records.iter().any(|(_, record)| record.ends);
-            let handed_in = self.submit_batch(Batch { drafts, conditions: conditions.clone(), open })?;
+            let handed_in = self.hand_in(Append { drafts, conditions: conditions.clone(), open })?;
             let inner = if opened {
                 match handed_in.wait() {
                     // Another process was faster in opening the stream.
@@ -432,7 +432,7 @@ impl Engine {
     #[cfg(feature = "tokio")]
     pub(crate) fn open_stream(&self, name: &str, first: &NewRecord) -> Result<Receipt> {
         let drafts = vec![self.draft(Target::Open(name.as_bytes().to_vec()), first)?];
-        self.submit_batch(Batch { drafts, conditions: Conditions::none(), open: false })?.wait()
+        self.hand_in(Append { drafts, conditions: Conditions::none(), open: false })?.wait()
     }
 
     /// The directory of the daily files of the timed jobs; `None` where this engine does not write
@@ -502,11 +502,11 @@ impl Engine {
         self.0.close()
     }
 
-    fn submit_batch(&self, batch: Batch<'_>) -> Result<crate::journal::Ticket> {
+    fn hand_in(&self, append: Append<'_>) -> Result<crate::journal::Ticket> {
         if self.0.closed.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Reopen, "the engine was closed"));
         }
-        self.0.journal.submit(batch)
+        self.0.journal.submit(append)
     }
 
     fn draft<'r>(&self, target: Target, record: &'r NewRecord) -> Result<Draft<'r>> {

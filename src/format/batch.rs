@@ -60,9 +60,9 @@ impl BatchHeader {
         chain(prev, self.first_position, self.count, self.time, &self.body_digest)
     }
 
-    /// Writes it for the place where it will stand.
-    pub fn encode(&self, site: &Site, offset: u64, out: &mut Vec<u8>) {
-        let start = out.len();
+    /// Its bytes for the place where it will stand.
+    pub fn encode(&self, site: &Site, offset: u64) -> [u8; BATCH_HEADER_LEN] {
+        let mut out = Vec::with_capacity(BATCH_HEADER_LEN);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&[CODEC_NONE, u8::from(self.durability == Durability::Buffered), 0, 0]);
         out.extend_from_slice(&self.body_len.to_le_bytes());
@@ -74,9 +74,11 @@ impl BatchHeader {
         out.extend_from_slice(&self.durable_upto.0.to_le_bytes());
         out.extend_from_slice(&self.body_digest);
         out.extend_from_slice(&self.chain);
-        debug_assert_eq!(out.len() - start, CRC_OFFSET);
-        let crc = site.checksum(offset, &out[start..]);
-        out.extend_from_slice(&crc.to_le_bytes());
+        let mut bytes = [0; BATCH_HEADER_LEN];
+        let (content, crc) = bytes.split_at_mut(CRC_OFFSET);
+        content.copy_from_slice(&out);
+        crc.copy_from_slice(&site.checksum(offset, &out).to_le_bytes());
+        bytes
     }
 
     /// Reads the header that stands at `offset`. A valid one has been written there, and whole.
@@ -210,15 +212,10 @@ mod tests {
 
     #[test]
     fn each_field_stands_where_the_format_has_it() {
-        let mut out = b"before".to_vec();
-        header().encode(&SITE, OFFSET, &mut out);
-        assert_eq!((&out[..6], &out[6..]), (b"before".as_slice(), &bytes(&[])[..]));
-        assert_eq!(out.len() - 6, 116);
+        assert_eq!(header().encode(&SITE, OFFSET), *bytes(&[]));
         assert_eq!(changed(&[]), Ok(header()));
         let durable = BatchHeader { durability: Durability::Durable, ..header() };
-        out.clear();
-        durable.encode(&SITE, OFFSET, &mut out);
-        assert_eq!(out, bytes(&[(5, &[0])]));
+        assert_eq!(durable.encode(&SITE, OFFSET), *bytes(&[(5, &[0])]));
         assert_eq!(changed(&[(5, &[0])]), Ok(durable));
         let behind = [bytes(&[]), vec![7; 9]].concat();
         assert_eq!(BatchHeader::decode(&behind, &SITE, OFFSET), Ok(header()));

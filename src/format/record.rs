@@ -83,47 +83,66 @@ pub struct WireRecord<'a> {
     pub payload: &'a [u8],
 }
 
-/// Writes a body. The batch's time is that of its first record.
-pub fn encode_body(drafts: &[Draft<'_>]) -> Vec<u8> {
-    let base = drafts.first().map_or(Time::default(), |d| d.time);
-    let mut out = Vec::with_capacity(drafts.iter().map(|d| d.payload.len() + 24).sum());
-    for draft in drafts {
+/// The most bytes that a record has beside its payload, its name and its key.
+const MAX_HEAD_LEN: usize = 72;
+
+impl Draft<'_> {
+    /// The most bytes that it takes in a body.
+    pub fn max_len(&self) -> usize {
+        let name = if let Target::Open(name) = &self.target { name.len() } else { 0 };
+        MAX_HEAD_LEN + name + self.key.as_ref().map_or(0, Vec::len) + self.payload.len()
+    }
+
+    /// The same with a payload of its own.
+    pub fn into_owned(self) -> Draft<'static> {
+        Draft { payload: Cow::Owned(self.payload.into_owned()), ..self }
+    }
+
+    /// Writes it behind the others of a body whose batch has this time: that of its first record.
+    pub fn encode(&self, base: Time, out: &mut Vec<u8>) {
         let start = out.len();
-        put_varint(&mut out, draft.payload.len() as u64);
-        let created = draft.created.filter(|c| *c != draft.time);
+        put_varint(out, self.payload.len() as u64);
+        let created = self.created.filter(|c| *c != self.time);
         let mut flags = CRC;
         for (set, flag) in [
-            (matches!(draft.target, Target::Open(_)), OPEN),
-            (draft.close, CLOSE),
-            (draft.more, MORE),
+            (matches!(self.target, Target::Open(_)), OPEN),
+            (self.close, CLOSE),
+            (self.more, MORE),
             (created.is_some(), CREATED),
-            (draft.key.is_some(), KEY),
-            (draft.term.is_some(), TERM),
+            (self.key.is_some(), KEY),
+            (self.term.is_some(), TERM),
         ] {
             flags |= if set { flag } else { 0 };
         }
-        out.extend_from_slice(&[draft.kind, draft.version, flags]);
-        let stream = if let Target::Stream(id) = draft.target { id.0 } else { 0 };
-        put_varint(&mut out, stream);
-        put_varint(&mut out, draft.seq.0);
-        put_zigzag(&mut out, draft.time.0.wrapping_sub(base.0));
+        out.extend_from_slice(&[self.kind, self.version, flags]);
+        let stream = if let Target::Stream(id) = self.target { id.0 } else { 0 };
+        put_varint(out, stream);
+        put_varint(out, self.seq.0);
+        put_zigzag(out, self.time.0.wrapping_sub(base.0));
         if let Some(created) = created {
-            put_zigzag(&mut out, created.0.wrapping_sub(draft.time.0));
+            put_zigzag(out, created.0.wrapping_sub(self.time.0));
         }
-        let name = if let Target::Open(name) = &draft.target { Some(name) } else { None };
-        for text in [name, draft.key.as_ref()].into_iter().flatten() {
-            put_varint(&mut out, text.len() as u64);
+        let name = if let Target::Open(name) = &self.target { Some(name) } else { None };
+        for text in [name, self.key.as_ref()].into_iter().flatten() {
+            put_varint(out, text.len() as u64);
             out.extend_from_slice(text);
         }
-        if let Some(term) = draft.term {
-            put_varint(&mut out, term);
+        if let Some(term) = self.term {
+            put_varint(out, term);
         }
         let mut crc = crc32fast::Hasher::new();
         crc.update(&out[start..]);
-        crc.update(&draft.payload);
+        crc.update(&self.payload);
         out.extend_from_slice(&crc.finalize().to_le_bytes());
-        out.extend_from_slice(&draft.payload);
+        out.extend_from_slice(&self.payload);
     }
+}
+
+/// Writes a body. The batch's time is that of its first record.
+pub fn encode_body(drafts: &[Draft<'_>]) -> Vec<u8> {
+    let base = drafts.first().map_or(Time::default(), |draft| draft.time);
+    let mut out = Vec::with_capacity(drafts.iter().map(Draft::max_len).sum());
+    drafts.iter().for_each(|draft| draft.encode(base, &mut out));
     out
 }
 

@@ -2,126 +2,30 @@
 
 mod admission;
 mod giving_up;
+mod group;
 
 use super::mark::{Lock, MarkFile, MarkView, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{FOLDER, Segment, Spot, file_name};
 use super::spare::{self, Blank, Filler};
 use super::view::{View, bound_of, known_journal, newest};
-use super::{Batch, Conditions, JournalOptions, OpenReport, Receipt, Recovered};
+use super::{JournalOptions, OpenReport, Receipt, Recovered, Told};
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
-use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, Mark, Phase, Records, SEGMENT_DATA_START,
-    SegmentHeader, Target, encode_body,
-};
+use crate::format::{BATCH_HEADER_LEN, Mark, Phase, SegmentHeader};
 use crate::observe;
-use crate::position::{Position, Seq, StreamId, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::position::{Position, Seq};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// How often catching up may find something new to settle before it must be done.
 const MAX_ROUNDS: usize = 6;
-/// The most bytes written before a sync.
-const MAX_GROUP_LEN: u64 = 16 << 20;
 /// Up to which length, on average, groups gain from blocks that were written before: a flood would
 /// write all of it twice.
 const SMALL_GROUP_LEN: u64 = 256 << 10;
-/// From which length on a body is written by a call of its own instead of being copied.
-const LONG_BODY_LEN: usize = 64 << 10;
 
-/// A batch with its body as it was encoded before the lock was taken.
-#[derive(Debug)]
-pub(super) struct Encoded {
-    /// The stream of each record, and the sequence that was thought it would get.
-    heads: Vec<(Target, Seq)>,
-    conditions: Conditions,
-    /// The stream that must not have ended, and the one that ends in here.
-    must_be_open: Option<StreamId>,
-    ends: Option<StreamId>,
-    time: Time,
-    pub(super) body: Vec<u8>,
-    crc: u32,
-    digest: [u8; 32],
-}
-
-impl Encoded {
-    pub(super) fn new(batch: &Batch<'_>) -> Self {
-        let heads = batch.drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
-        let time = batch.drafts.first().map_or(Time::default(), |draft| draft.time);
-        let stream = |draft: &Draft<'_>| match draft.target {
-            Target::Stream(id) => Some(id),
-            Target::Open(_) | Target::Opened => None,
-        };
-        let body = encode_body(&batch.drafts);
-        let (crc, digest) = sums(&body);
-        Self {
-            heads,
-            conditions: batch.conditions.clone(),
-            must_be_open: batch.drafts.first().filter(|_| batch.open).and_then(stream),
-            ends: batch.drafts.iter().find(|draft| draft.close).and_then(stream),
-            time,
-            body,
-            crc,
-            digest,
-        }
-    }
-
-    /// The same records with the sequences that now stand in `heads`.
-    fn encoded_anew(self) -> Result<Self> {
-        // Where it will stand is not known yet. No record may name a stream above its own position,
-        // so it is read as if it stood above all of them.
-        let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
-        let mut drafts = Vec::with_capacity(self.heads.len());
-        for (record, (target, seq)) in Records::new(&header, &self.body).zip(&self.heads) {
-            let record = record.map_err(|flaw| {
-                Error::new(ErrorKind::Misuse, format!("a batch cannot be read back: {}", flaw.describe()))
-            })?;
-            drafts.push(Draft {
-                target: target.clone(),
-                seq: *seq,
-                kind: record.kind,
-                version: record.version,
-                close: record.closes,
-                more: record.more,
-                time: record.time,
-                created: Some(record.created),
-                key: record.key.map(<[u8]>::to_vec),
-                term: record.term,
-                payload: record.payload.into(),
-            });
-        }
-        let body = encode_body(&drafts);
-        drop(drafts);
-        let (crc, digest) = sums(&body);
-        Ok(Self { body, crc, digest, ..self })
-    }
-
-    /// Its header, but for the chain hash.
-    fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
-        BatchHeader {
-            durability: Durability::Durable,
-            // Both were compared with their limits when the batch was handed in.
-            body_len: u32::try_from(self.body.len()).unwrap_or(u32::MAX),
-            count: u32::try_from(self.heads.len()).unwrap_or(u32::MAX),
-            body_crc: self.crc,
-            first_position,
-            time: self.time,
-            durable_upto,
-            body_digest: self.digest,
-            chain: [0; 32],
-        }
-    }
-}
-
-/// Checksum and digest of a body.
-fn sums(body: &[u8]) -> (u32, [u8; 32]) {
-    (crc32fast::hash(body), *blake3::hash(body).as_bytes())
-}
-
-/// The answer to one batch.
+/// The answer to one append.
 pub(super) type Answer = Result<Receipt>;
 
 #[derive(Debug)]
@@ -137,6 +41,10 @@ pub(super) struct Core {
     poisoned: Option<String>,
     filler: Filler,
     written: Written,
+    /// A buffer for the next group.
+    buffer: Vec<u8>,
+    /// What others are told.
+    pub(super) told: Arc<Told>,
 }
 
 /// What this process wrote since it last rolled.
@@ -144,29 +52,6 @@ pub(super) struct Core {
 struct Written {
     groups: u64,
     len: u64,
-}
-
-/// Batches accepted into the group that is being gathered.
-#[derive(Default)]
-struct Group {
-    len: u64,
-    batches: Vec<Gathered>,
-    streams: BTreeMap<StreamId, Seq>,
-    ended: BTreeSet<StreamId>,
-    names: Vec<Vec<u8>>,
-    keys: BTreeSet<Vec<u8>>,
-    /// The highest term in it, and that of each stream.
-    term: u64,
-    terms: BTreeMap<StreamId, u64>,
-}
-
-/// A batch with its place in the group.
-struct Gathered {
-    nth: usize,
-    offset: u64,
-    header: BatchHeader,
-    body: Vec<u8>,
-    receipt: Receipt,
 }
 
 impl Core {
@@ -197,6 +82,8 @@ impl Core {
             poisoned: None,
             filler: Filler::default(),
             written: Written::default(),
+            buffer: Vec::new(),
+            told: Arc::default(),
         })
     }
 
@@ -216,6 +103,9 @@ impl Core {
             ))
         });
         let unlocked = self.lock.give_back();
+        if let Some(view) = &self.view {
+            self.told.saw(view.spot.position, view.index.term);
+        }
         let value = result?;
         unlocked?;
         Ok(value)
@@ -381,104 +271,6 @@ impl Core {
         })
     }
 
-    /// Commits as many groups as it takes; each batch gets its answer as soon as it has one.
-    pub(super) fn commit(&mut self, batches: Vec<Encoded>, answer: &mut dyn FnMut(usize, Answer)) {
-        let count = batches.len();
-        let mut answers: Vec<Option<Answer>> = Vec::new();
-        answers.resize_with(count, || None);
-        let mut tell = |i: usize, a: Answer| answers[i] = Some(a);
-        let result = self.locked(|core, _| {
-            let mut group = Group::default();
-            for (i, encoded) in batches.into_iter().enumerate() {
-                if let Err(error) = core.gather(&mut group, i, encoded, &mut tell) {
-                    if core.poisoned.is_some() {
-                        return Err(error);
-                    }
-                    tell(i, Err(error));
-                }
-            }
-            core.flush(&mut group, &mut tell)
-        });
-        // Whoever has no answer by now shares the fate of the turn as a whole.
-        let mut shared = result.err();
-        for (i, given) in answers.into_iter().enumerate() {
-            answer(i, given.unwrap_or_else(|| Err(take_or_copy(&mut shared))));
-        }
-    }
-
-    /// Checks a batch and adds it to the group, rolling first where it does not fit.
-    fn gather(
-        &mut self,
-        group: &mut Group,
-        i: usize,
-        encoded: Encoded,
-        tell: &mut dyn FnMut(usize, Answer),
-    ) -> Result<()> {
-        if encoded.conditions.key.as_ref().is_some_and(|key| group.keys.contains(key)) {
-            self.flush(group, tell)?;
-        }
-        if let Some(receipt) = self.repeated(&encoded)? {
-            tell(i, Ok(receipt));
-            return Ok(());
-        }
-        let frame_len = (BATCH_HEADER_LEN + encoded.body.len()) as u64;
-        let view = self.view()?;
-        let at = view.spot.offset + group.len;
-        if at > SEGMENT_DATA_START && at + frame_len > view.segment.header.capacity {
-            self.flush(group, tell)?;
-            self.roll()?;
-        } else if group.len + frame_len > MAX_GROUP_LEN {
-            self.flush(group, tell)?;
-        }
-        let encoded = self.check(group, encoded)?;
-        let view = self.view()?;
-        let (prev, last) = match group.batches.last() {
-            Some(before) => (before.header.chain, before.header.last_position()),
-            None => (recovery::chain_at(&view.spot), view.spot.position),
-        };
-        let first_position = next(last)?;
-        first_position
-            .checked_add(encoded.heads.len() as u64)
-            .ok_or_else(|| Error::new(ErrorKind::Full, "the positions of this journal are used up"))?;
-        let mut header = encoded.header(first_position, view.spot.position);
-        header.chain = header.expected_chain(&prev);
-        let offset = view.spot.offset + group.len;
-        let receipt = receipt_for(&header, &encoded.heads);
-        group.len += header.frame_len();
-        group.batches.push(Gathered { nth: i, offset, header, body: encoded.body, receipt });
-        Ok(())
-    }
-
-    /// One write, one sync, for all that was gathered.
-    fn flush(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<()> {
-        let Group { batches, len, .. } = std::mem::take(group);
-        let Some(last) = batches.last() else { return Ok(()) };
-        let (position, chain) = (last.header.last_position(), last.header.chain);
-        let sync_ns = self.guard(|core| {
-            let clock = Arc::clone(&core.clock);
-            core.mark.set_busy(Phase::Committing, clock.now())?;
-            let mark_view = core.mark_view;
-            let view = core.view()?;
-            let start = view.spot.offset;
-            write_frames(&view.segment, start, &batches)?;
-            let (synced, sync_ns) = observe::timed(&*clock, || view.segment.file.sync());
-            synced?;
-            let end = Spot { offset: start + len, position, chain: Some(chain) };
-            let mark = mark_at(&view.segment.header, &end);
-            core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
-            Ok(sync_ns)
-        })?;
-        let records = batches.iter().map(|batch| u64::from(batch.header.count)).sum();
-        let group = observe::Committed { batches: batches.len(), records, bytes: len, position, sync_ns };
-        observe::committed(&group);
-        self.written = Written { groups: self.written.groups + 1, len: self.written.len + len };
-        for batch in batches {
-            self.view()?.added(batch.offset, &batch.header, &batch.body)?;
-            tell(batch.nth, Ok(batch.receipt));
-        }
-        Ok(())
-    }
-
     /// Seals the active segment with its footer and makes the next one.
     fn roll(&mut self) -> Result<()> {
         self.check_name()?;
@@ -555,46 +347,6 @@ impl Core {
 
     pub(super) fn is_poisoned(&self) -> bool {
         self.poisoned.is_some()
-    }
-}
-
-/// The error itself the first time, its likeness afterwards.
-fn take_or_copy(error: &mut Option<Error>) -> Error {
-    let copy = error.as_ref().map(|e| Error::new(e.kind(), e.message()));
-    let copy = copy.unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the batch was not answered"));
-    error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the batch was not answered"))
-}
-
-/// Writes a group with as few calls as it takes without copying long bodies.
-fn write_frames(segment: &Segment, start: u64, batches: &[Gathered]) -> Result<()> {
-    let site = segment.header.site();
-    let (mut at, mut buffer) = (start, Vec::new());
-    for batch in batches {
-        batch.header.encode(&site, batch.offset, &mut buffer);
-        if batch.body.len() < LONG_BODY_LEN {
-            buffer.extend_from_slice(&batch.body);
-            continue;
-        }
-        segment.file.write_at(&buffer, at)?;
-        at += buffer.len() as u64;
-        buffer.clear();
-        segment.file.write_at(&batch.body, at)?;
-        at += batch.body.len() as u64;
-    }
-    segment.file.write_at(&buffer, at)
-}
-
-fn receipt_for(header: &BatchHeader, heads: &[(Target, Seq)]) -> Receipt {
-    let stream = match heads.first() {
-        Some((Target::Stream(id), _)) => *id,
-        _ => StreamId(header.first_position.0),
-    };
-    Receipt {
-        stream,
-        first: header.first_position,
-        last: header.last_position(),
-        last_seq: heads.last().map_or(Seq::ZERO, |(_, seq)| *seq),
-        chain: header.chain,
     }
 }
 

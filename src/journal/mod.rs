@@ -5,7 +5,9 @@
 //! promises: what a [`Receipt`] was given for survives; a reader never sees what could still be
 //! lost; damage is told and never shortened away.
 
+mod append;
 pub(crate) mod bell;
+mod commit;
 mod core;
 mod index;
 mod keys;
@@ -15,6 +17,7 @@ pub(crate) mod read;
 mod recovery;
 pub(crate) mod segment;
 mod spare;
+mod sync;
 pub(crate) mod verify;
 mod view;
 
@@ -22,23 +25,25 @@ pub use segment::Damage;
 pub use spare::Spares;
 pub use verify::{Verdict, Verification};
 
+pub(crate) use self::append::Append;
+use self::append::{Guesses, Waiting};
 use self::bell::Bell;
-use self::core::{Answer, Core, Encoded};
+use self::commit::{Commit, Commits, Place};
+use self::core::{Answer, Core};
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::format::{
-    Digest, FIRST_CAPACITY, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_CAPACITY, MAX_KEY_LEN, MAX_NAME_LEN,
-    MAX_PAYLOAD_LEN,
-};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{Digest, FIRST_CAPACITY, MAX_CAPACITY};
 pub(crate) use crate::format::{Draft, Target};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
-use std::collections::BTreeMap;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// The most bytes that wait to be committed; whoever hands more in commits what waits first.
+const MAX_WAITING_LEN: usize = 16 << 20;
 
 /// Settings of a journal.
 #[derive(Debug, Clone, Copy)]
@@ -135,18 +140,7 @@ impl From<Option<Seq>> for Conditions {
     }
 }
 
-/// Records that become durable together or not at all.
-#[derive(Debug, Clone)]
-pub(crate) struct Batch<'p> {
-    /// At least one.
-    pub(crate) drafts: Vec<Draft<'p>>,
-    /// What must hold for it. Its key and term become those of the drafts.
-    pub(crate) conditions: Conditions,
-    /// Whether the stream of the first record must not have ended.
-    pub(crate) open: bool,
-}
-
-/// The proof that a batch is durable.
+/// The proof that an append is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
     /// The stream of the first record.
@@ -157,7 +151,8 @@ pub struct Receipt {
     pub last: Position,
     /// The sequence of the last record in its stream.
     pub last_seq: Seq,
-    /// The chain hash over the journal up to and with this batch.
+    /// The chain hash over the journal up to and with the batch that these records stand in, maybe with
+    /// others.
     pub chain: Digest,
 }
 
@@ -187,39 +182,57 @@ pub(crate) struct Journal(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    core: Mutex<Core>,
-    queue: Mutex<Queue>,
-    changed: Condvar,
-    durable: Mutex<Position>,
-    bell: Arc<Bell>,
-    /// The highest term that was seen.
-    term: AtomicU64,
+    commits: Commits<Core>,
+    guesses: Mutex<Guesses>,
+    told: Arc<Told>,
 }
 
-impl Shared {
+/// What is known as of the last turn that this process had.
+#[derive(Debug, Default)]
+struct Told {
+    durable: AtomicU64,
+    /// The highest term that was seen.
+    term: AtomicU64,
+    bell: Arc<Bell>,
+}
+
+impl Told {
     /// Notes what is known after everything was caught up with.
-    fn saw(&self, core: &Core) {
-        if let Some(view) = &core.view {
-            self.term.fetch_max(view.index.term, Ordering::SeqCst);
-        }
+    fn saw(&self, durable: Position, term: u64) {
+        self.durable.fetch_max(durable.0, Ordering::SeqCst);
+        self.term.fetch_max(term, Ordering::SeqCst);
     }
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: Vec<(Encoded, Arc<Slot>)>,
-    leading: bool,
-    guesses: BTreeMap<StreamId, Seq>,
+impl Commit for Core {
+    type Append = Waiting;
+    type Answer = Answer;
+
+    fn commit(&mut self, group: Vec<Waiting>) -> Vec<Answer> {
+        Self::commit(self, group)
+    }
+
+    fn len(append: &Waiting) -> usize {
+        append.max_len()
+    }
+
+    fn answered(count: usize) {
+        // Who counts is not ours, and must not keep the others waiting.
+        let _ = catch_unwind(|| (0..count).for_each(|_| observe::answered()));
+    }
+
+    fn lost() -> Answer {
+        Err(Error::new(ErrorKind::Reopen, "the commit panicked; this is a bug").hint(
+            "Whether what was being written is in the journal is not known. Open it anew: that settles it.",
+        ))
+    }
 }
 
-#[derive(Debug, Default)]
-struct Slot(Mutex<Option<Answer>>);
-
-/// A batch that was accepted and is not known to be durable yet.
+/// An append that was accepted and is not known to be durable yet.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     journal: Journal,
-    slot: Arc<Slot>,
+    place: Place<Core>,
 }
 
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -238,15 +251,8 @@ impl Journal {
     ) -> Result<(Self, OpenReport)> {
         let mut core = Core::open(disk, clock, entropy, options)?;
         let report = core.locked(|_, report| Ok(report.clone()))?;
-        let durable = core.view()?.spot.position;
-        let shared = Shared {
-            core: Mutex::new(core),
-            queue: Mutex::default(),
-            changed: Condvar::new(),
-            durable: Mutex::new(durable),
-            bell: Arc::default(),
-            term: AtomicU64::new(0),
-        };
+        let told = Arc::clone(&core.told);
+        let shared = Shared { commits: Commits::new(core), guesses: Mutex::default(), told };
         Ok((Self(Arc::new(shared)), report))
     }
 
@@ -261,105 +267,49 @@ impl Journal {
         Core::open(disk, clock, entropy, options)?.accept_damage()
     }
 
-    /// Hands a batch in. It is committed by whoever waits next; dropping the ticket does not take
-    /// it back.
-    pub(crate) fn submit(&self, mut batch: Batch<'_>) -> Result<Ticket> {
-        if let Some(first) = batch.drafts.first_mut() {
-            first.key.clone_from(&batch.conditions.key);
+    /// Hands an append in. It is committed by whoever waits next; dropping the ticket does not take
+    /// it back. Where too much waits already, that is committed first.
+    pub(crate) fn submit(&self, append: Append<'_>) -> Result<Ticket> {
+        let append = Waiting::new(append, &self.0.guesses)?;
+        if self.0.commits.waiting_len() + append.max_len() > MAX_WAITING_LEN {
+            self.flush();
         }
-        for draft in &mut batch.drafts {
-            draft.term = batch.conditions.term.map(|(term, _)| term);
-        }
-        check_limits(&batch)?;
-        {
-            let mut queue = hold(&self.0.queue);
-            guess(&mut batch, &mut queue.guesses);
-        }
-        let encoded = Encoded::new(&batch);
-        if encoded.body.len() > MAX_BODY_LEN {
-            let message =
-                format!("a batch of {} bytes is over the limit of {MAX_BODY_LEN}", encoded.body.len());
-            return Err(Error::misuse(message));
-        }
-        let slot = Arc::new(Slot::default());
         // Told first: it must not be told later than its answer.
         observe::accepted();
-        hold(&self.0.queue).waiting.push((encoded, Arc::clone(&slot)));
-        Ok(Ticket { journal: self.clone(), slot })
+        Ok(Ticket { journal: self.clone(), place: self.0.commits.hand_in(append) })
     }
 
     /// Commits everything handed in so far.
     pub(crate) fn flush(&self) {
-        let mut queue = hold(&self.0.queue);
-        while !queue.waiting.is_empty() || queue.leading {
-            queue = self.lead_or_wait(queue);
-        }
-    }
-
-    /// Becomes the leader of all that waits, or waits for the one there is.
-    fn lead_or_wait<'q>(&'q self, mut queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
-        if queue.leading {
-            return self.0.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        }
-        queue.leading = true;
-        let group = std::mem::take(&mut queue.waiting);
-        drop(queue);
-        let (batches, slots): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        let mut refused = false;
-        let mut core = hold(&self.0.core);
-        core.commit(batches, &mut |i, answer| {
-            match &answer {
-                Ok(receipt) => {
-                    let mut durable = hold(&self.0.durable);
-                    *durable = (*durable).max(receipt.last);
-                }
-                Err(_) => refused = true,
-            }
-            *hold(&slots[i].0) = Some(answer);
-        });
-        self.0.saw(&core);
-        drop(core);
-        // Who counts is not ours either, and must not keep the others waiting.
-        let _ = catch_unwind(|| slots.iter().for_each(|_| observe::answered()));
-        self.0.bell.ring();
-        let mut queue = hold(&self.0.queue);
-        queue.leading = false;
-        if refused {
-            queue.guesses.clear();
-        }
-        self.0.changed.notify_all();
-        queue
+        self.0.commits.flush();
     }
 
     /// The last position known to be durable in this process.
     pub(crate) fn durable(&self) -> Position {
-        *hold(&self.0.durable)
+        Position(self.0.told.durable.load(Ordering::SeqCst))
     }
 
     /// What rings when this handle has made something durable.
     pub(crate) fn bell(&self) -> &Arc<Bell> {
-        &self.0.bell
+        &self.0.told.bell
     }
 
     /// Runs `work` while no commit of this process is under way, and so without the journal's lock.
     pub(crate) fn between_commits<T>(&self, work: impl FnOnce() -> T) -> T {
-        let _core = hold(&self.0.core);
+        let _core = self.0.commits.core();
         work()
     }
 
     /// Runs `work` under the lock, everything caught up with.
     fn locked<T>(&self, work: impl FnOnce(&mut Core) -> Result<T>) -> Result<T> {
-        let mut core = hold(&self.0.core);
-        let done = core.locked(|core, _| work(core));
-        self.0.saw(&core);
-        done
+        self.0.commits.core().locked(|core, _| work(core))
     }
 
     /// A handle for reading that begins with what is known here, instead of finding it out again. Waits
     /// for the commit that is under way.
     pub(crate) fn reader(&self) -> Result<read::ReadHandle> {
         let (disk, view) = {
-            let core = hold(&self.0.core);
+            let core = self.0.commits.core();
             (Arc::clone(&core.disk), core.view.as_ref().map(view::View::for_reading))
         };
         read::ReadHandle::from_view(disk, view)
@@ -373,7 +323,7 @@ impl Journal {
     /// The highest term that an append was made in, by any process, as of the last time that this one
     /// had its turn.
     pub(crate) fn seen_term(&self) -> u64 {
-        self.0.term.load(Ordering::SeqCst)
+        self.0.told.term.load(Ordering::SeqCst)
     }
 
     /// The stream of this name.
@@ -383,67 +333,23 @@ impl Journal {
 
     /// Whether a write failed, so that nothing more is written through this handle.
     pub(crate) fn is_poisoned(&self) -> bool {
-        hold(&self.0.core).is_poisoned()
+        self.0.commits.core().is_poisoned()
     }
 }
 
 impl Ticket {
-    /// Waits until the batch is durable or refused.
+    /// Waits until the append is durable or refused.
     pub(crate) fn wait(self) -> Result<Receipt> {
-        let mut queue = hold(&self.journal.0.queue);
-        loop {
-            if let Some(answer) = hold(&self.slot.0).take() {
-                return answer;
-            }
-            queue = self.journal.lead_or_wait(queue);
-        }
+        self.journal.0.heard(self.journal.0.commits.wait(self.place))
     }
 }
 
-/// Gives records the sequences they will have if nobody else writes to their streams.
-fn guess(batch: &mut Batch<'_>, guesses: &mut BTreeMap<StreamId, Seq>) {
-    let mut opened = Seq::ZERO;
-    for (nth, draft) in batch.drafts.iter_mut().enumerate() {
-        let last = match &draft.target {
-            Target::Open(_) => {
-                opened = Seq::ZERO;
-                &mut opened
-            }
-            Target::Opened => &mut opened,
-            Target::Stream(id) => guesses.entry(*id).or_default(),
-        };
-        if let Some(expected) = batch.conditions.expected.filter(|_| nth == 0) {
-            *last = Seq(expected.0.saturating_sub(1));
+impl Shared {
+    /// Passes an answer on.
+    fn heard(&self, answer: Answer) -> Answer {
+        if answer.is_err() {
+            hold(&self.guesses).forget();
         }
-        *last = Seq(last.0.saturating_add(1));
-        draft.seq = *last;
+        answer
     }
-}
-
-fn check_limits(batch: &Batch<'_>) -> Result<()> {
-    let refuse = |message: String| Err(Error::misuse(message));
-    if batch.drafts.is_empty() {
-        return refuse("a batch needs at least one record".to_owned());
-    }
-    if batch.drafts.len() > MAX_BATCH_RECORDS as usize {
-        return refuse(format!("{} records are over the limit of {MAX_BATCH_RECORDS}", batch.drafts.len()));
-    }
-    for draft in &batch.drafts {
-        let len = draft.payload.len();
-        if len > MAX_PAYLOAD_LEN {
-            return refuse(format!("a record of {len} bytes is over the limit of {MAX_PAYLOAD_LEN}"));
-        }
-        if let Target::Open(name) = &draft.target
-            && name.len() > MAX_NAME_LEN
-        {
-            return refuse(format!(
-                "a stream's name of {} bytes is over the limit of {MAX_NAME_LEN}",
-                name.len()
-            ));
-        }
-        if draft.key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
-            return refuse(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes"));
-        }
-    }
-    Ok(())
 }

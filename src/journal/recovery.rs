@@ -379,7 +379,7 @@ pub(super) fn create_segment(
     let mut spot = Spot::start(&header);
     for (batch, body) in copies {
         let batch = BatchHeader { durable_upto: Position(header.first_position.0 - 1), ..*batch };
-        batch.encode(&header.site(), bytes.len() as u64, &mut bytes);
+        bytes.extend(batch.encode(&header.site(), bytes.len() as u64));
         bytes.extend_from_slice(body);
         spot = Spot { offset: bytes.len() as u64, position: batch.last_position(), chain: Some(batch.chain) };
     }
@@ -535,7 +535,7 @@ mod tests {
                 chain: [0; 32],
             };
             batch.chain = batch.expected_chain(prev);
-            batch.encode(&self.header.site(), self.bytes.len() as u64, &mut self.bytes);
+            self.bytes.extend(batch.encode(&self.header.site(), self.bytes.len() as u64));
             self.bytes.extend(body);
             let (offset, chain) = (self.bytes.len() as u64, Some(batch.chain));
             self.ends.push(Spot { offset, position: batch.last_position(), chain });

@@ -6,7 +6,7 @@ use crate::disk::sim::{SimDisk, SimWorld};
 use crate::engine::{Engine, Entry, Log, NewRecord, Options, World};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Draft, Target};
-use crate::journal::{Batch, Conditions, Journal, JournalOptions, Receipt, Spares, Verdict};
+use crate::journal::{Append, Conditions, Journal, JournalOptions, Receipt, Spares, Verdict};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::record::{
     Body, Channel, Checkpoint, FileFormat, Id, JsonText, Level, Lifecycle, Record, Replay, RunName,
@@ -419,7 +419,7 @@ impl Stage {
                 term: None,
                 payload: payload.into(),
             };
-            match journal.submit(Batch { drafts: vec![draft], conditions: Conditions::none(), open: false }) {
+            match journal.submit(Append { drafts: vec![draft], conditions: Conditions::none(), open: false }) {
                 Ok(ticket) => tickets.push((batch, ticket)),
                 Err(error) => self.complain("handing in", &error),
             }

@@ -517,7 +517,7 @@ fn journal_counting(first: Position, drafts: &[Draft<'_>], count: u32) -> SimWor
         };
         batch.chain = batch.expected_chain(&header.chain);
         let at = bytes.len() as u64;
-        batch.encode(&header.site(), at, &mut bytes);
+        bytes.extend_from_slice(&batch.encode(&header.site(), at));
         bytes.extend_from_slice(&body);
     }
     let sim = SimWorld::new();

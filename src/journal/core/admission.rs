@@ -1,22 +1,24 @@
 //! What must hold for a batch to be written: names, sequences, terms, keys.
 
-use super::{Core, Encoded, Group, next_seq, receipt_for};
+use super::group::Group;
+use super::{Core, next_seq};
 use crate::error::{Conflict, Error, Result};
 use crate::format::{Records, Target, WireRecord};
+use crate::journal::append::{Content, Waiting};
 use crate::journal::{Receipt, Scope};
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
 
 impl Core {
-    /// Gives every record its sequence, refusing what does not fit; encodes anew where the
-    /// sequences turned out otherwise than was thought outside the lock.
-    pub(super) fn check(&mut self, group: &mut Group, mut encoded: Encoded) -> Result<Encoded> {
+    /// Gives every record its sequence, refusing what does not fit. Answers with the last one.
+    pub(super) fn check(&mut self, group: &mut Group, append: &mut Waiting) -> Result<Seq> {
         let mut opened: Option<Seq> = None;
-        let mut changed = false;
+        let mut last_seq = Seq::ZERO;
         let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
         let mut names = Vec::new();
-        for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
-            let seq = match &*target {
+        let expected = append.conditions.expected;
+        append.place(|nth, target| {
+            let seq = match target {
                 Target::Open(name) => {
                     let taken = group.names.contains(name) || names.contains(name);
                     if taken || self.view()?.find_name(name)?.is_some() {
@@ -46,34 +48,34 @@ impl Core {
                     seq
                 }
             };
-            if let Some(expected) = encoded.conditions.expected.filter(|e| nth == 0 && *e != seq) {
+            if let Some(expected) = expected.filter(|e| nth == 0 && *e != seq) {
                 let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
                 return Err(Error::conflict_of(Conflict::Sequence { expected, found: seq }, message)
-                    .hint("Another process has written to it; nothing of this batch was."));
+                    .hint("Another process has written to it; nothing of this append was."));
             }
-            changed |= *thought != seq;
-            *thought = seq;
-        }
-        if let Some(id) = encoded.must_be_open {
+            last_seq = seq;
+            Ok(seq)
+        })?;
+        if let Some(id) = append.must_be_open {
             let state = self.view()?.stream(id)?;
             if group.ended.contains(&id) || state.is_some_and(|state| !state.open) {
                 return Err(Error::misuse("the stream has ended; its state does not change any more")
-                    .hint("Nothing of this batch was written."));
+                    .hint("Nothing of this append was written."));
             }
         }
-        self.check_term(group, &encoded)?;
+        self.check_term(group, append)?;
         group.streams.extend(streams);
-        group.ended.extend(encoded.ends);
+        group.ended.extend(append.ends);
         group.names.extend(names);
-        group.keys.extend(encoded.conditions.key.clone());
-        if changed { encoded.encoded_anew() } else { Ok(encoded) }
+        group.keys.extend(append.conditions.key.clone());
+        Ok(last_seq)
     }
 
-    /// Refuses a batch of a conductor that another has taken over from.
-    fn check_term(&mut self, group: &mut Group, encoded: &Encoded) -> Result<()> {
-        let Some((given, scope)) = encoded.conditions.term else { return Ok(()) };
+    /// Refuses an append of a conductor that another has taken over from.
+    fn check_term(&mut self, group: &mut Group, append: &Waiting) -> Result<()> {
+        let Some((given, scope)) = append.conditions.term else { return Ok(()) };
         let mut streams: Vec<StreamId> = Vec::new();
-        for (target, _) in &encoded.heads {
+        for target in append.targets() {
             if let Target::Stream(id) = target
                 && !streams.contains(id)
             {
@@ -94,7 +96,7 @@ impl Core {
         if given < seen {
             let message = format!("term {given} is over: the highest one {whose} is {seen}");
             return Err(Error::conflict_of(Conflict::Term { given, seen }, message)
-                .hint("Another conductor has taken over; nothing of this batch was written."));
+                .hint("Another conductor has taken over; nothing of this append was written."));
         }
         group.term = group.term.max(given);
         for id in streams {
@@ -104,29 +106,34 @@ impl Core {
         Ok(())
     }
 
-    /// The receipt of the batch that has the same key, where it has the same content too.
-    pub(super) fn repeated(&mut self, encoded: &Encoded) -> Result<Option<Receipt>> {
-        let Some(key) = &encoded.conditions.key else { return Ok(None) };
+    /// The receipt of the append that has the same key, where it has the same content too. It has a
+    /// batch of its own.
+    pub(super) fn repeated(&mut self, append: &Waiting) -> Result<Option<Receipt>> {
+        let Some(key) = &append.conditions.key else { return Ok(None) };
         let Some((header, body)) = self.view()?.find_key(key)? else { return Ok(None) };
-        let (mut same, mut heads, mut opened) = (true, Vec::new(), None);
+        let Content::Encoded(encoded) = &append.content else {
+            return Err(Error::misuse("an append with a key shares its batch"));
+        };
+        let (mut same, mut ends, mut opened) = (true, None, None);
         let own_header = encoded.header(Position(u64::MAX >> 1), Position::ZERO);
-        let mut own = Records::new(&own_header, &encoded.body).flatten();
+        let mut own = Records::new(&own_header, encoded.body()).flatten();
+        let mut targets = append.targets();
         for stored in Records::new(&header, &body).flatten() {
             if stored.opens.is_some() {
                 opened = Some(stored.stream);
             }
-            let target = encoded.heads.get(heads.len()).map(|(target, _)| target);
-            let stream = match target {
+            let stream = match targets.next() {
                 Some(Target::Stream(id)) => Some(*id),
                 Some(Target::Open(_) | Target::Opened) => opened,
                 None => None,
             };
             same &=
                 stream == Some(stored.stream) && own.next().is_some_and(|own| says_the_same(&own, &stored));
-            heads.push((Target::Stream(stored.stream), stored.seq));
+            ends = Some((ends.map_or(stored.stream, |(first, _)| first), stored.seq));
         }
-        if same && own.next().is_none() {
-            return Ok(Some(receipt_for(&header, &heads)));
+        if let Some((stream, last_seq)) = ends.filter(|_| same && own.next().is_none()) {
+            let (first, last) = (header.first_position, header.last_position());
+            return Ok(Some(Receipt { stream, first, last, last_seq, chain: header.chain }));
         }
         let position = header.first_position;
         let message = format!(

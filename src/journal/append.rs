@@ -1,0 +1,381 @@
+//! What is handed in to be written, and how it is encoded: small appends side by side in one batch,
+//! long ones and those with a key in a batch of their own.
+
+use super::{Conditions, hold};
+use crate::error::{Error, Result};
+use crate::format::{
+    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_KEY_LEN,
+    MAX_NAME_LEN, MAX_PAYLOAD_LEN, Records, Site, Target,
+};
+use crate::position::{Position, Seq, StreamId, Time};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// Up to which length an append shares a batch with others.
+const MAX_LOOSE_LEN: usize = 16 << 10;
+/// How long the body of such a batch gets: one checksum and one digest for all of it, which is what
+/// whoever wants one of its records has to read.
+const MAX_SHARED_LEN: usize = 64 << 10;
+
+/// Records that become durable together or not at all.
+#[derive(Debug, Clone)]
+pub(crate) struct Append<'p> {
+    /// At least one.
+    pub(crate) drafts: Vec<Draft<'p>>,
+    /// What must hold for it. Its key and term become those of the drafts.
+    pub(crate) conditions: Conditions,
+    /// Whether the stream of the first record must not have ended.
+    pub(crate) open: bool,
+}
+
+/// An append that waits for its turn.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) conditions: Conditions,
+    /// The stream that must not have ended, and the one that ends in here.
+    pub(super) must_be_open: Option<StreamId>,
+    pub(super) ends: Option<StreamId>,
+    pub(super) content: Content,
+}
+
+/// The records of an append.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// To be encoded behind those of others, with at most so many bytes.
+    Loose(Vec<Draft<'static>>, usize),
+    /// A batch of its own, encoded before anybody's turn.
+    Encoded(Encoded),
+}
+
+/// A batch whose body is there, with the sequences that it is thought to get.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    heads: Vec<(Target, Seq)>,
+    time: Time,
+    frame: Frame,
+    sums: Sums,
+}
+
+/// The bytes of a batch: room for its header, and the body.
+#[derive(Debug)]
+pub(super) struct Frame(Vec<u8>);
+
+/// Checksum and digest of a body.
+#[derive(Debug, Clone, Copy)]
+struct Sums {
+    crc: u32,
+    digest: [u8; 32],
+}
+
+/// A batch of small appends that is being put together.
+#[derive(Debug)]
+pub(super) struct Shared {
+    base: Time,
+    count: u32,
+    frame: Frame,
+}
+
+/// Which sequences appends that are encoded ahead of their turn are thought to get.
+#[derive(Debug, Default)]
+pub(super) struct Guesses(BTreeMap<StreamId, Seq>);
+
+impl Waiting {
+    /// Takes an append in, whose numbers are within their limits.
+    pub(super) fn new(mut append: Append<'_>, guesses: &Mutex<Guesses>) -> Result<Self> {
+        if let Some(first) = append.drafts.first_mut() {
+            first.key.clone_from(&append.conditions.key);
+        }
+        for draft in &mut append.drafts {
+            draft.term = append.conditions.term.map(|(term, _)| term);
+        }
+        check_limits(&append)?;
+        let stream = |draft: &Draft<'_>| match draft.target {
+            Target::Stream(id) => Some(id),
+            Target::Open(_) | Target::Opened => None,
+        };
+        let must_be_open = append.drafts.first().filter(|_| append.open).and_then(stream);
+        let ends = append.drafts.iter().find(|draft| draft.close).and_then(stream);
+        let len = append.drafts.iter().map(Draft::max_len).sum();
+        let content = if len <= MAX_LOOSE_LEN && append.conditions.key.is_none() {
+            hold(guesses).pass(&append.drafts);
+            Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
+        } else {
+            hold(guesses).guess(&mut append);
+            Content::Encoded(Encoded::new(&append.drafts)?)
+        };
+        Ok(Self { conditions: append.conditions, must_be_open, ends, content })
+    }
+
+    /// The most bytes that it adds to a body, or the body's own.
+    pub(super) fn max_len(&self) -> usize {
+        match &self.content {
+            Content::Loose(_, len) => *len,
+            Content::Encoded(encoded) => encoded.frame.body().len(),
+        }
+    }
+
+    /// How many records it has.
+    pub(super) fn count(&self) -> usize {
+        match &self.content {
+            Content::Loose(drafts, _) => drafts.len(),
+            Content::Encoded(encoded) => encoded.heads.len(),
+        }
+    }
+
+    /// The stream of each record.
+    pub(super) fn targets(&self) -> Box<dyn Iterator<Item = &Target> + '_> {
+        match &self.content {
+            Content::Loose(drafts, _) => Box::new(drafts.iter().map(|draft| &draft.target)),
+            Content::Encoded(encoded) => Box::new(encoded.heads.iter().map(|(target, _)| target)),
+        }
+    }
+
+    /// Gives each record the sequence that `place` says; what was encoded with others is encoded anew.
+    pub(super) fn place(&mut self, mut place: impl FnMut(usize, &Target) -> Result<Seq>) -> Result<()> {
+        match &mut self.content {
+            Content::Loose(drafts, _) => {
+                for (nth, draft) in drafts.iter_mut().enumerate() {
+                    draft.seq = place(nth, &draft.target)?;
+                }
+            }
+            Content::Encoded(encoded) => {
+                let mut changed = false;
+                for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
+                    let seq = place(nth, target)?;
+                    changed |= *thought != seq;
+                    *thought = seq;
+                }
+                if changed {
+                    encoded.encode_anew()?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Encoded {
+    fn new(drafts: &[Draft<'_>]) -> Result<Self> {
+        let time = drafts.first().map_or(Time::default(), |draft| draft.time);
+        let heads = drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
+        let frame = Frame::of(drafts, time);
+        let len = frame.body().len();
+        if len > MAX_BODY_LEN {
+            let message = format!("a batch of {len} bytes is over the limit of {MAX_BODY_LEN}");
+            return Err(Error::misuse(message));
+        }
+        let sums = frame.sums();
+        Ok(Self { heads, time, frame, sums })
+    }
+
+    /// The same records with the sequences that now stand in `heads`.
+    fn encode_anew(&mut self) -> Result<()> {
+        let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
+        let mut drafts = Vec::with_capacity(self.heads.len());
+        // Where it will stand is not known yet. No record may name a stream above its own position,
+        // so it is read as if it stood above all of them.
+        for (record, (target, seq)) in Records::new(&header, self.frame.body()).zip(&self.heads) {
+            let record = record
+                .map_err(|flaw| Error::misuse(format!("a batch cannot be read back: {}", flaw.describe())))?;
+            drafts.push(Draft {
+                target: target.clone(),
+                seq: *seq,
+                kind: record.kind,
+                version: record.version,
+                close: record.closes,
+                more: record.more,
+                time: record.time,
+                created: Some(record.created),
+                key: record.key.map(<[u8]>::to_vec),
+                term: record.term,
+                payload: record.payload.into(),
+            });
+        }
+        self.frame = Frame::of(&drafts, self.time);
+        self.sums = self.frame.sums();
+        Ok(())
+    }
+
+    /// Its header, but for the chain hash.
+    pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
+        let count = u32::try_from(self.heads.len()).unwrap_or(u32::MAX);
+        self.frame.header(self.sums, count, self.time, first_position, durable_upto)
+    }
+
+    pub(super) fn heads(&self) -> &[(Target, Seq)] {
+        &self.heads
+    }
+
+    pub(super) fn body(&self) -> &[u8] {
+        self.frame.body()
+    }
+
+    pub(super) fn into_frame(self) -> Frame {
+        self.frame
+    }
+}
+
+impl Shared {
+    /// A batch whose first record has this time, in a buffer that is not needed any more.
+    pub(super) fn new(base: Time, buffer: Vec<u8>) -> Self {
+        Self { base, count: 0, frame: Frame::new(buffer) }
+    }
+
+    /// Whether so much more fits.
+    pub(super) fn takes(&self, len: usize, count: usize) -> bool {
+        let (len, count) = (self.frame.body().len() + len, self.count as usize + count);
+        len <= MAX_SHARED_LEN && count <= MAX_BATCH_RECORDS as usize
+    }
+
+    pub(super) fn add(&mut self, drafts: &[Draft<'_>]) {
+        drafts.iter().for_each(|draft| draft.encode(self.base, &mut self.frame.0));
+        self.count += u32::try_from(drafts.len()).unwrap_or(MAX_BATCH_RECORDS);
+    }
+
+    /// How many records it has.
+    pub(super) fn count(&self) -> u64 {
+        u64::from(self.count)
+    }
+
+    /// Bytes of header and body.
+    pub(super) fn len(&self) -> u64 {
+        self.frame.len()
+    }
+
+    /// The batch, whose header lacks the chain hash.
+    pub(super) fn close(self, first_position: Position, durable_upto: Position) -> (BatchHeader, Frame) {
+        let header =
+            self.frame.header(self.frame.sums(), self.count, self.base, first_position, durable_upto);
+        (header, self.frame)
+    }
+}
+
+impl Frame {
+    fn new(mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
+        buffer.resize(BATCH_HEADER_LEN, 0);
+        Self(buffer)
+    }
+
+    fn of(drafts: &[Draft<'_>], base: Time) -> Self {
+        let len = drafts.iter().map(Draft::max_len).sum::<usize>();
+        let mut frame = Self::new(Vec::with_capacity(BATCH_HEADER_LEN + len));
+        drafts.iter().for_each(|draft| draft.encode(base, &mut frame.0));
+        frame
+    }
+
+    pub(super) fn body(&self) -> &[u8] {
+        &self.0[BATCH_HEADER_LEN..]
+    }
+
+    /// Bytes of header and body.
+    pub(super) fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    /// All of it, with its header for the place where it will stand.
+    pub(super) fn sealed(&mut self, header: &BatchHeader, site: &Site, offset: u64) -> &[u8] {
+        self.0[..BATCH_HEADER_LEN].copy_from_slice(&header.encode(site, offset));
+        &self.0
+    }
+
+    /// The buffer, to be used again.
+    pub(super) fn into_buffer(self) -> Vec<u8> {
+        self.0
+    }
+
+    fn sums(&self) -> Sums {
+        Sums { crc: crc32fast::hash(self.body()), digest: *blake3::hash(self.body()).as_bytes() }
+    }
+
+    fn header(
+        &self,
+        sums: Sums,
+        count: u32,
+        time: Time,
+        first_position: Position,
+        durable_upto: Position,
+    ) -> BatchHeader {
+        BatchHeader {
+            durability: Durability::Durable,
+            // Within its limit, as it was when it was handed in.
+            body_len: u32::try_from(self.body().len()).unwrap_or(u32::MAX),
+            count,
+            body_crc: sums.crc,
+            first_position,
+            time,
+            durable_upto,
+            body_digest: sums.digest,
+            chain: [0; 32],
+        }
+    }
+}
+
+impl Guesses {
+    /// Gives records the sequences they will have if nobody else writes to their streams.
+    fn guess(&mut self, append: &mut Append<'_>) {
+        let mut opened = Seq::ZERO;
+        for (nth, draft) in append.drafts.iter_mut().enumerate() {
+            let last = match &draft.target {
+                Target::Open(_) => {
+                    opened = Seq::ZERO;
+                    &mut opened
+                }
+                Target::Opened => &mut opened,
+                Target::Stream(id) => self.0.entry(*id).or_default(),
+            };
+            if let Some(expected) = append.conditions.expected.filter(|_| nth == 0) {
+                *last = Seq(expected.0.saturating_sub(1));
+            }
+            *last = Seq(last.0.saturating_add(1));
+            draft.seq = *last;
+        }
+    }
+
+    /// Records that get theirs later go by.
+    fn pass(&mut self, drafts: &[Draft<'_>]) {
+        if self.0.is_empty() {
+            return;
+        }
+        for draft in drafts {
+            if let Target::Stream(id) = draft.target
+                && let Some(last) = self.0.get_mut(&id)
+            {
+                *last = Seq(last.0.saturating_add(1));
+            }
+        }
+    }
+
+    /// What was refused gets none.
+    pub(super) fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+fn check_limits(append: &Append<'_>) -> Result<()> {
+    let refuse = |message: String| Err(Error::misuse(message));
+    if append.drafts.is_empty() {
+        return refuse("an append needs at least one record".to_owned());
+    }
+    if append.drafts.len() > MAX_BATCH_RECORDS as usize {
+        return refuse(format!("{} records are over the limit of {MAX_BATCH_RECORDS}", append.drafts.len()));
+    }
+    for draft in &append.drafts {
+        let len = draft.payload.len();
+        if len > MAX_PAYLOAD_LEN {
+            return refuse(format!("a record of {len} bytes is over the limit of {MAX_PAYLOAD_LEN}"));
+        }
+        if let Target::Open(name) = &draft.target
+            && name.len() > MAX_NAME_LEN
+        {
+            return refuse(format!(
+                "a stream's name of {} bytes is over the limit of {MAX_NAME_LEN}",
+                name.len()
+            ));
+        }
+        if draft.key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
+            return refuse(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes"));
+        }
+    }
+    Ok(())
+}

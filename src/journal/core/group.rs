@@ -1,0 +1,246 @@
+//! A group: appends that are written with one write and made durable with one sync.
+
+use super::{Answer, Core, mark_at, next};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{BatchHeader, Digest, Phase, SEGMENT_DATA_START, Target};
+use crate::journal::Receipt;
+use crate::journal::append::{Content, Frame, Shared, Waiting};
+use crate::journal::recovery::chain_at;
+use crate::journal::segment::{Segment, Spot};
+use crate::observe;
+use crate::position::{Position, Seq, StreamId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The most bytes written before a sync.
+const MAX_GROUP_LEN: u64 = 16 << 20;
+/// From which length on a batch is written by a call of its own instead of being copied.
+const LONG_FRAME_LEN: u64 = 64 << 10;
+/// The longest buffer that is kept for the next group.
+const MAX_KEPT_LEN: usize = 256 << 10;
+
+/// What was accepted so far.
+#[derive(Default)]
+pub(super) struct Group {
+    /// Bytes of the batches that are whole.
+    len: u64,
+    batches: Vec<Batch>,
+    /// The one that is being put together, and whose appends are in it.
+    shared: Option<(Shared, Vec<Member>)>,
+    pub(super) streams: BTreeMap<StreamId, Seq>,
+    pub(super) ended: BTreeSet<StreamId>,
+    pub(super) names: Vec<Vec<u8>>,
+    pub(super) keys: BTreeSet<Vec<u8>>,
+    /// The highest term in it, and that of each stream.
+    pub(super) term: u64,
+    pub(super) terms: BTreeMap<StreamId, u64>,
+}
+
+/// A batch with its place.
+struct Batch {
+    offset: u64,
+    header: BatchHeader,
+    frame: Frame,
+    members: Vec<Member>,
+}
+
+/// An append in a batch: its number in its group, and what it is told.
+#[derive(Clone, Copy)]
+struct Member {
+    nth: usize,
+    stream: StreamId,
+    first: Position,
+    last: Position,
+    last_seq: Seq,
+}
+
+impl Member {
+    fn receipt(self, chain: Digest) -> Receipt {
+        let Self { stream, first, last, last_seq, .. } = self;
+        Receipt { stream, first, last, last_seq, chain }
+    }
+}
+
+impl Group {
+    /// Bytes that are to be written.
+    fn len(&self) -> u64 {
+        self.len + self.shared.as_ref().map_or(0, |(shared, _)| shared.len())
+    }
+
+    /// Where it ends: position and chain hash of the last whole batch.
+    fn end(&self, spot: &Spot) -> (Position, Digest) {
+        self.batches
+            .last()
+            .map_or((spot.position, chain_at(spot)), |last| (last.header.last_position(), last.header.chain))
+    }
+
+    /// Puts a batch at the end.
+    fn push(&mut self, spot: &Spot, mut header: BatchHeader, frame: Frame, members: Vec<Member>) {
+        header.chain = header.expected_chain(&self.end(spot).1);
+        let offset = spot.offset + self.len;
+        self.len += header.frame_len();
+        self.batches.push(Batch { offset, header, frame, members });
+    }
+
+    /// Ends the batch that is being put together.
+    fn close(&mut self, spot: &Spot) -> Result<()> {
+        let Some((shared, members)) = self.shared.take() else { return Ok(()) };
+        let first = next(self.end(spot).0)?;
+        let (header, frame) = shared.close(first, spot.position);
+        self.push(spot, header, frame, members);
+        Ok(())
+    }
+}
+
+impl Core {
+    /// Commits as many groups as it takes. An answer for each append.
+    pub(in crate::journal) fn commit(&mut self, appends: Vec<Waiting>) -> Vec<Answer> {
+        let mut answers: Vec<Option<Answer>> = Vec::new();
+        answers.resize_with(appends.len(), || None);
+        let mut tell = |i: usize, answer: Answer| answers[i] = Some(answer);
+        let result = self.locked(|core, _| {
+            let mut group = Group::default();
+            for (i, append) in appends.into_iter().enumerate() {
+                if let Err(error) = core.gather(&mut group, i, append, &mut tell) {
+                    if core.poisoned.is_some() {
+                        return Err(error);
+                    }
+                    tell(i, Err(error));
+                }
+            }
+            core.flush(&mut group, &mut tell)
+        });
+        self.told.bell.ring();
+        // Whoever has no answer by now shares the fate of the turn as a whole.
+        let mut shared = result.err();
+        answers
+            .into_iter()
+            .map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared))))
+            .collect()
+    }
+
+    /// Checks an append and adds it to the group, rolling first where it does not fit.
+    fn gather(
+        &mut self,
+        group: &mut Group,
+        nth: usize,
+        mut append: Waiting,
+        tell: &mut dyn FnMut(usize, Answer),
+    ) -> Result<()> {
+        if append.conditions.key.as_ref().is_some_and(|key| group.keys.contains(key)) {
+            self.flush(group, tell)?;
+        }
+        if let Some(receipt) = self.repeated(&append)? {
+            tell(nth, Ok(receipt));
+            return Ok(());
+        }
+        let (len, count) = (append.max_len(), append.count());
+        let joins = matches!(append.content, Content::Loose(..))
+            && group.shared.as_ref().is_some_and(|(shared, _)| shared.takes(len, count));
+        let more = if joins { 0 } else { crate::format::BATCH_HEADER_LEN as u64 } + len as u64;
+        let view = self.view()?;
+        let at = view.spot.offset + group.len();
+        if at > SEGMENT_DATA_START && at + more > view.segment.header.capacity {
+            self.flush(group, tell)?;
+            self.roll()?;
+        } else if group.len() + more > MAX_GROUP_LEN {
+            self.flush(group, tell)?;
+        }
+        let last_seq = self.check(group, &mut append)?;
+        if !joins {
+            group.close(&self.view()?.spot)?;
+        }
+        let spot = self.view()?.spot;
+        let before = group.end(&spot).0.0 + group.shared.as_ref().map_or(0, |(shared, _)| shared.count());
+        let first = next(Position(before))?;
+        // There is always one behind the last.
+        let last = Position(before.saturating_add(count as u64));
+        next(last)?;
+        let stream = match append.targets().next() {
+            Some(Target::Stream(id)) => *id,
+            _ => StreamId(first.0),
+        };
+        let member = Member { nth, stream, first, last, last_seq };
+        match append.content {
+            Content::Loose(drafts, _) => {
+                let base = drafts.first().map_or_else(Default::default, |draft| draft.time);
+                let buffer = &mut self.buffer;
+                let (shared, members) = group
+                    .shared
+                    .get_or_insert_with(|| (Shared::new(base, std::mem::take(buffer)), Vec::new()));
+                shared.add(&drafts);
+                members.push(member);
+            }
+            Content::Encoded(encoded) => {
+                let header = encoded.header(first, spot.position);
+                group.push(&spot, header, encoded.into_frame(), vec![member]);
+            }
+        }
+        Ok(())
+    }
+
+    /// One write, one sync, for all that was gathered.
+    fn flush(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<()> {
+        group.close(&self.view()?.spot)?;
+        let Group { mut batches, len, .. } = std::mem::take(group);
+        let Some(last) = batches.last() else { return Ok(()) };
+        let (position, chain) = (last.header.last_position(), last.header.chain);
+        let sync_ns = self.guard(|core| {
+            let clock = Arc::clone(&core.clock);
+            core.mark.set_busy(Phase::Committing, clock.now())?;
+            let mark_view = core.mark_view;
+            let view = core.view()?;
+            let start = view.spot.offset;
+            write(&view.segment, start, &mut batches)?;
+            let (synced, sync_ns) = observe::timed(&*clock, || view.segment.file.sync());
+            synced?;
+            let end = Spot { offset: start + len, position, chain: Some(chain) };
+            let mark = mark_at(&view.segment.header, &end);
+            core.mark_view = core.mark.publish(&mark_view, mark, &*core.entropy)?;
+            Ok(sync_ns)
+        })?;
+        let records = batches.iter().map(|batch| u64::from(batch.header.count)).sum();
+        let appends = batches.iter().map(|batch| batch.members.len()).sum();
+        observe::committed(&observe::Committed { appends, records, bytes: len, position, sync_ns });
+        self.written.groups += 1;
+        self.written.len += len;
+        for batch in batches {
+            self.view()?.added(batch.offset, &batch.header, batch.frame.body())?;
+            batch.members.iter().for_each(|member| tell(member.nth, Ok(member.receipt(batch.header.chain))));
+            let buffer = batch.frame.into_buffer();
+            if self.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
+                self.buffer = buffer;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The error itself the first time, its likeness afterwards.
+fn take_or_copy(error: &mut Option<Error>) -> Error {
+    let copy = error.as_ref().map(|e| Error::new(e.kind(), e.message()));
+    let copy = copy.unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"));
+    error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"))
+}
+
+/// Writes a group with as few calls as it takes without copying long batches.
+fn write(segment: &Segment, start: u64, batches: &mut [Batch]) -> Result<()> {
+    let site = segment.header.site();
+    let (mut at, mut buffer) = (start, Vec::new());
+    let alone = batches.len() == 1;
+    for batch in batches {
+        let bytes = batch.frame.sealed(&batch.header, &site, batch.offset);
+        if !alone && batch.header.frame_len() < LONG_FRAME_LEN {
+            buffer.extend_from_slice(bytes);
+            continue;
+        }
+        if !buffer.is_empty() {
+            segment.file.write_at(&buffer, at)?;
+            at += buffer.len() as u64;
+            buffer.clear();
+        }
+        segment.file.write_at(bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    if buffer.is_empty() { Ok(()) } else { segment.file.write_at(&buffer, at) }
+}
