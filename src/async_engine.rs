@@ -1,5 +1,5 @@
-//! The engine for asynchronous callers: the same journal behind a commit thread of its own, so
-//! that no append ever blocks a thread of the runtime on the disk.
+//! The engine for asynchronous callers: the same journal with a commit thread of its own, so that no
+//! append ever blocks a thread of the runtime on the disk.
 
 mod subscription;
 
@@ -8,44 +8,67 @@ pub use subscription::{AsyncLog, AsyncSubscription};
 use crate::engine::{Conditions, Engine, Filter, NewRecord, Receipt, Start, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{StreamId, Time};
-use crate::record::RunPrepared;
-use tokio::sync::{mpsc, oneshot};
+use crate::record::{Body, RunPrepared};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-/// How many appends may be accepted and not yet taken up; a further one waits for a place.
-pub const MAX_WAITING: usize = 1024;
-
-#[derive(Debug)]
-enum Job {
-    Append {
-        stream: StreamId,
-        conditions: Conditions,
-        records: Vec<NewRecord>,
-        answer: Answer,
-    },
-    Begin {
-        request: Box<RunPrepared>,
-        created_at: Option<Time>,
-        conditions: Conditions,
-        then: Vec<NewRecord>,
-        answer: Answer,
-    },
-    Close {
-        answer: oneshot::Sender<Result<()>>,
-    },
-}
-
-type Answer = oneshot::Sender<Result<Receipt>>;
+/// How much may be accepted and not yet taken up by a commit, in KiB; every append counts as one at
+/// least. A further one waits for its place, first come, first served.
+pub const MAX_WAITING_KIB: u32 = 8 << 10;
 
 /// A handle on an engine, cheap to clone; all clones share one commit thread.
 ///
 /// # Cancellation
-/// A future dropped before it was polled to the end of its queueing has written nothing. Dropped
-/// later, the append goes on without it: the record is in the journal, whole, or it is not.
+/// A future of [`append`](Self::append) that is dropped before it has its place in the queue has
+/// written nothing. Dropped later, the append goes on without it: the record is in the journal, whole,
+/// or it is not. [`submit`](Self::submit) tells the two apart.
 #[derive(Debug, Clone)]
 pub struct AsyncEngine {
-    jobs: mpsc::Sender<Job>,
-    engine: Engine,
+    server: Arc<Server>,
     log: AsyncLog,
+}
+
+/// The commit thread, for as long as somebody may need it.
+#[derive(Debug)]
+struct Server {
+    engine: Engine,
+    room: Arc<Semaphore>,
+    /// Whether nothing more is taken in. Whoever hands in holds it, so that whoever closes knows what is
+    /// still to be committed.
+    closed: RwLock<bool>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The thread ends with what is left.
+    stop: bool,
+    /// Who waits for the engine to be closed.
+    closing: Option<oneshot::Sender<Result<()>>>,
+}
+
+fn hold(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Records that were accepted, and are made durable whether this is waited for or not.
+#[derive(Debug)]
+#[must_use = "whether it became durable is known when it has been awaited"]
+pub struct AsyncTicket {
+    ticket: Ticket,
+    _server: Arc<Server>,
+}
+
+impl Future for AsyncTicket {
+    type Output = Result<Receipt>;
+
+    /// To be polled until it is ready, and not again.
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.ticket.poll(context)
+    }
 }
 
 impl AsyncEngine {
@@ -54,19 +77,21 @@ impl AsyncEngine {
     /// # Errors
     /// [`ErrorKind::Io`] where the commit thread cannot be started.
     pub fn new(engine: Engine) -> Result<Self> {
-        let (jobs, waiting) = mpsc::channel(MAX_WAITING);
-        let for_thread = engine.clone();
+        let state = Arc::new(Mutex::new(State::default()));
+        let (for_thread, its_state) = (engine.clone(), Arc::clone(&state));
         std::thread::Builder::new()
             .name("runwal-commit".to_owned())
-            .spawn(move || commit(&for_thread, waiting))
+            .spawn(move || serve(&for_thread, &its_state))
             .map_err(|e| Error::io("starting the commit thread", e))?;
         let log = AsyncLog::of(&engine);
-        Ok(Self { jobs, engine, log })
+        let room = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
+        let closed = RwLock::new(false);
+        Ok(Self { server: Arc::new(Server { engine, room, closed, state }), log })
     }
 
     /// The blocking engine behind it: for reading, and for threads that may block.
     pub fn engine(&self) -> &Engine {
-        &self.engine
+        &self.server.engine
     }
 
     /// Reads on from some place, also what is still to come: see [`AsyncSubscription`].
@@ -87,8 +112,23 @@ impl AsyncEngine {
         conditions: impl Into<Conditions>,
         records: Vec<NewRecord>,
     ) -> Result<Receipt> {
+        self.submit(stream, conditions, records).await?.await
+    }
+
+    /// The same in two steps: waits for a place in the queue, of which there are
+    /// [`MAX_WAITING_KIB`], and hands out a ticket, to be awaited for the receipt.
+    ///
+    /// # Errors
+    /// What can be told of the records without a look at the journal, and that the engine was closed.
+    pub async fn submit(
+        &self,
+        stream: StreamId,
+        conditions: impl Into<Conditions>,
+        records: Vec<NewRecord>,
+    ) -> Result<AsyncTicket> {
         let conditions = conditions.into();
-        self.ask(|answer| Job::Append { stream, conditions, records, answer }).await
+        let place = self.place(records.iter().map(|record| &record.body)).await?;
+        self.hand_in(|engine| engine.submit_queued(stream, conditions, &records, Some(Box::new(place))))
     }
 
     /// Opens the stream of a run with its first records. Durable when the future is ready.
@@ -102,8 +142,13 @@ impl AsyncEngine {
         conditions: Conditions,
         then: Vec<NewRecord>,
     ) -> Result<Receipt> {
-        let request = Box::new(request);
-        self.ask(|answer| Job::Begin { request, created_at, conditions, then, answer }).await
+        let first = Body::Run(Box::new(request));
+        let place = self.place(then.iter().map(|record| &record.body).chain([&first])).await?;
+        let Body::Run(request) = first else { return Err(gone()) };
+        self.hand_in(|engine| {
+            engine.submit_run_queued(&request, created_at, conditions, &then, Some(Box::new(place)))
+        })?
+        .await
     }
 
     /// Commits everything accepted so far and ends in order. Appends of other clones fail from
@@ -113,14 +158,41 @@ impl AsyncEngine {
     /// As [`Engine::close`].
     pub async fn close(self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job::Close { answer }).await.map_err(|_| gone())?;
+        let closed = &self.server.closed;
+        if std::mem::replace(&mut *closed.write().unwrap_or_else(PoisonError::into_inner), true) {
+            return Err(gone());
+        }
+        *hold(&self.server.state) = State { stop: true, closing: Some(answer) };
+        self.server.room.close();
+        self.server.engine.nudge();
         answered.await.map_err(|_| gone())?
     }
 
-    async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<Result<T>>) -> Job) -> Result<T> {
-        let (answer, answered) = oneshot::channel();
-        self.jobs.send(job(answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+    /// Waits for room for records.
+    async fn place(&self, bodies: impl Iterator<Item = &Body>) -> Result<OwnedSemaphorePermit> {
+        let mut len = 0;
+        for body in bodies {
+            len += body.encode()?.0.len();
+        }
+        let wanted = u32::try_from(len / 1024).unwrap_or(MAX_WAITING_KIB).clamp(1, MAX_WAITING_KIB);
+        Arc::clone(&self.server.room).acquire_many_owned(wanted).await.map_err(|_| gone())
+    }
+
+    fn hand_in(&self, submit: impl FnOnce(&Engine) -> Result<Ticket>) -> Result<AsyncTicket> {
+        let closed = self.server.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            return Err(gone());
+        }
+        let ticket = submit(&self.server.engine)?;
+        drop(closed);
+        Ok(AsyncTicket { ticket, _server: Arc::clone(&self.server) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        hold(&self.state).stop = true;
+        self.engine.nudge();
     }
 }
 
@@ -128,31 +200,12 @@ fn gone() -> Error {
     Error::new(ErrorKind::Reopen, "the engine was closed")
 }
 
-/// The commit thread: hands in whatever waits, so that it shares a sync, then answers.
-fn commit(engine: &Engine, mut waiting: mpsc::Receiver<Job>) {
-    let mut jobs = Vec::new();
-    while waiting.blocking_recv_many(&mut jobs, MAX_WAITING) > 0 {
-        let mut pending: Vec<(Answer, Result<Ticket>)> = Vec::new();
-        let mut close = None;
-        for job in jobs.drain(..) {
-            match job {
-                Job::Append { stream, conditions, records, answer } => {
-                    pending.push((answer, engine.submit(stream, conditions, &records)));
-                }
-                Job::Begin { request, created_at, conditions, then, answer } => {
-                    pending.push((answer, engine.submit_run(&request, created_at, conditions, &then)));
-                }
-                Job::Close { answer } => close = Some(answer),
-            }
-        }
-        for (answer, ticket) in pending {
-            // Whoever dropped the future does not want to know; the record is written all the same.
-            let _ = answer.send(ticket.and_then(Ticket::wait));
-        }
-        if let Some(answer) = close {
-            waiting.close();
-            let _ = answer.send(engine.close());
-            return;
-        }
+/// The commit thread.
+fn serve(engine: &Engine, state: &Mutex<State>) {
+    engine.serve(&|| hold(state).stop);
+    let closing = hold(state).closing.take();
+    if let Some(closing) = closing {
+        // Whoever dropped the future does not want to know.
+        let _ = closing.send(engine.close());
     }
 }

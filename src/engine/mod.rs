@@ -30,7 +30,7 @@ use crate::disk::os::OsDisk;
 use crate::error::{Conflict, Error, ErrorKind, Result};
 pub(crate) use crate::journal::bell::Bell;
 use crate::journal::live::Alive;
-use crate::journal::{Append, Draft, Journal, JournalOptions, Target};
+use crate::journal::{Append, Draft, Journal, JournalOptions, Queued, Target};
 pub use crate::journal::{Conditions, Damage, Receipt};
 use crate::observe;
 use crate::position::{Seq, StreamId, Time};
@@ -40,6 +40,8 @@ use publisher::Publisher;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+#[cfg(feature = "tokio")]
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// How old the knowledge of the highest term may be.
@@ -307,12 +309,24 @@ impl Engine {
         conditions: Conditions,
         then: &[NewRecord],
     ) -> Result<Ticket> {
+        self.submit_run_queued(request, created_at, conditions, then, None)
+    }
+
+    /// The same with the place that it had in a queue.
+    pub(crate) fn submit_run_queued(
+        &self,
+        request: &RunPrepared,
+        created_at: Option<Time>,
+        conditions: Conditions,
+        then: &[NewRecord],
+        place: Option<Box<dyn Queued>>,
+    ) -> Result<Ticket> {
         let first = NewRecord { created_at, ..Body::Run(Box::new(request.clone())).into() };
         let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), &first)?];
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let ticket = self.hand_in(Append { drafts, conditions, open: false })?;
+        let ticket = self.hand_in(Append { drafts, conditions, open: false, place })?;
         Ok(Ticket {
             inner: Handed::In(ticket),
             publisher: self.0.publisher.get().cloned(),
@@ -366,13 +380,24 @@ impl Engine {
         conditions: impl Into<Conditions>,
         records: &[NewRecord],
     ) -> Result<Ticket> {
+        self.submit_queued(stream, conditions.into(), records, None)
+    }
+
+    /// The same with the place that it had in a queue.
+    pub(crate) fn submit_queued(
+        &self,
+        stream: StreamId,
+        conditions: Conditions,
+        records: &[NewRecord],
+        place: Option<Box<dyn Queued>>,
+    ) -> Result<Ticket> {
         let drafts = records
             .iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
         // What changes the state of a run, or ends it, comes too late behind its end.
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
-        let ticket = self.hand_in(Append { drafts, conditions: conditions.into(), open })?;
+        let ticket = self.hand_in(Append { drafts, conditions, open, place })?;
         let publisher = self.0.publisher.get().cloned();
         Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
     }
@@ -405,7 +430,8 @@ impl Engine {
                 drafts.push(self.draft(target, record)?);
             }
             let open = records.iter().any(|(_, record)| record.ends);
-            let handed_in = self.hand_in(Append { drafts, conditions: conditions.clone(), open })?;
+            let conditions = conditions.clone();
+            let handed_in = self.hand_in(Append { drafts, conditions, open, place: None })?;
             let inner = if opened {
                 match handed_in.wait() {
                     // Another process was faster in opening the stream.
@@ -432,7 +458,7 @@ impl Engine {
     #[cfg(feature = "tokio")]
     pub(crate) fn open_stream(&self, name: &str, first: &NewRecord) -> Result<Receipt> {
         let drafts = vec![self.draft(Target::Open(name.as_bytes().to_vec()), first)?];
-        self.hand_in(Append { drafts, conditions: Conditions::none(), open: false })?.wait()
+        self.hand_in(Append { drafts, conditions: Conditions::none(), open: false, place: None })?.wait()
     }
 
     /// The directory of the daily files of the timed jobs; `None` where this engine does not write
@@ -527,6 +553,19 @@ impl Engine {
         })
     }
 
+    /// Commits what is submitted until `stop` says so, and then what is left: for tasks, which do not
+    /// wait as threads do.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn serve(&self, stop: &dyn Fn() -> bool) {
+        self.0.journal.serve(stop);
+    }
+
+    /// Has [`serve`](Self::serve) ask whether to stop.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn nudge(&self) {
+        self.0.journal.nudge();
+    }
+
     /// The runs that it has recorders of.
     #[cfg(feature = "tracing-layer")]
     pub(crate) fn recorded(&self) -> &Arc<Recorded> {
@@ -551,6 +590,7 @@ pub struct Ticket {
 enum Handed {
     In(crate::journal::Ticket),
     Durable(Receipt),
+    Answered,
 }
 
 impl Ticket {
@@ -558,21 +598,40 @@ impl Ticket {
     ///
     /// # Errors
     /// As [`Engine::append`] and [`Engine::begin_run`].
-    pub fn wait(self) -> Result<Receipt> {
-        let receipt = match self.inner {
-            Handed::In(ticket) => ticket.wait()?,
-            Handed::Durable(receipt) => receipt,
+    pub fn wait(mut self) -> Result<Receipt> {
+        let inner = std::mem::replace(&mut self.inner, Handed::Answered);
+        match inner {
+            Handed::In(ticket) => ticket.wait().map(|receipt| self.published(receipt)),
+            Handed::Durable(receipt) => Ok(self.published(receipt)),
+            Handed::Answered => Err(Error::misuse("the receipt was given already")),
+        }
+    }
+
+    /// The same for a task, to be asked until the answer is there. Somebody has to
+    /// [`serve`](Engine::serve).
+    #[cfg(feature = "tokio")]
+    pub(crate) fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Receipt>> {
+        let answer = match &self.inner {
+            Handed::In(ticket) => std::task::ready!(ticket.poll(context)),
+            Handed::Durable(receipt) => Ok(*receipt),
+            Handed::Answered => Err(Error::misuse("the receipt was given already")),
         };
+        self.inner = Handed::Answered;
+        Poll::Ready(answer.map(|receipt| self.published(receipt)))
+    }
+
+    /// Has the files brought to the disk that show it.
+    fn published(&mut self, receipt: Receipt) -> Receipt {
         if let Some(publisher) = &self.publisher {
             if self.ticks {
                 publisher.add_ticks();
             }
-            if let Some(name) = self.begins {
+            if let Some(name) = self.begins.take() {
                 publisher.add(receipt.stream, name);
             }
             publisher.poke(receipt.last);
         }
-        Ok(receipt)
+        receipt
     }
 }
 

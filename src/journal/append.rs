@@ -9,6 +9,7 @@ use crate::format::{
 };
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::sync::Mutex;
 
 /// Up to which length an append shares a batch with others.
@@ -18,7 +19,7 @@ const MAX_LOOSE_LEN: usize = 16 << 10;
 const MAX_SHARED_LEN: usize = 64 << 10;
 
 /// Records that become durable together or not at all.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Append<'p> {
     /// At least one.
     pub(crate) drafts: Vec<Draft<'p>>,
@@ -26,7 +27,13 @@ pub(crate) struct Append<'p> {
     pub(crate) conditions: Conditions,
     /// Whether the stream of the first record must not have ended.
     pub(crate) open: bool,
+    /// The place that it had in a queue before: given back when it is taken up.
+    pub(crate) place: Option<Box<dyn Queued>>,
 }
+
+/// A place in somebody's queue, given back by dropping it.
+pub(crate) trait Queued: Debug + Send {}
+impl<T: Debug + Send> Queued for T {}
 
 /// An append that waits for its turn.
 #[derive(Debug)]
@@ -36,6 +43,7 @@ pub(super) struct Waiting {
     pub(super) must_be_open: Option<StreamId>,
     pub(super) ends: Option<StreamId>,
     pub(super) content: Content,
+    _place: Option<Box<dyn Queued>>,
 }
 
 /// The records of an append.
@@ -103,7 +111,7 @@ impl Waiting {
             hold(guesses).guess(&mut append);
             Content::Encoded(Encoded::new(&append.drafts)?)
         };
-        Ok(Self { conditions: append.conditions, must_be_open, ends, content })
+        Ok(Self { conditions: append.conditions, must_be_open, ends, content, _place: append.place })
     }
 
     /// The most bytes that it adds to a body, or the body's own.
@@ -200,10 +208,6 @@ impl Encoded {
     pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
         let count = u32::try_from(self.heads.len()).unwrap_or(u32::MAX);
         self.frame.header(self.sums, count, self.time, first_position, durable_upto)
-    }
-
-    pub(super) fn heads(&self) -> &[(Target, Seq)] {
-        &self.heads
     }
 
     pub(super) fn body(&self) -> &[u8] {

@@ -6,6 +6,7 @@
 
 use super::sync::{Arc, Condvar, LINGER, Mutex, MutexGuard, hold, wait, wait_for_a_while};
 use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 
 /// How many groups go by without waiting for those who have just been answered, at most, where that
@@ -84,6 +85,18 @@ impl<A> Default for Group<A> {
     fn default() -> Self {
         let state = Answers { given: None, has_leader: false, wakers: Vec::new() };
         Self { state: Mutex::new(state), answered: Condvar::new() }
+    }
+}
+
+impl<A> Group<A> {
+    /// Gives everybody the answer.
+    fn answer(&self, given: Vec<A>) {
+        let mut answers = hold(&self.state);
+        answers.given = Some(given.into_iter().map(Some).collect());
+        let wakers = std::mem::take(&mut answers.wakers);
+        drop(answers);
+        self.answered.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -215,9 +228,18 @@ impl<C: Commit> Commits<C> {
         let group = std::mem::take(&mut queue.group);
         (queue.len, queue.before) = (0, appends.len());
         drop(queue);
-        let mut turn = Turn { commits: self, group: &group, count: appends.len(), given: None };
-        turn.given = Some(hold(&self.core).commit(appends));
-        drop(turn);
+        let count = appends.len();
+        let given = {
+            let mut core = hold(&self.core);
+            // A bug must not keep anybody waiting for ever, and what is behind the queue has to tell by
+            // itself what is left of it.
+            catch_unwind(AssertUnwindSafe(|| core.commit(appends))).unwrap_or_default()
+        };
+        // Whoever leads next begins while the others are still being woken.
+        hold(&self.queue).leading = false;
+        self.changed.notify_all();
+        C::answered(count);
+        group.answer(given);
         hold(&self.queue)
     }
 
@@ -234,7 +256,8 @@ impl<C: Commit> Commits<C> {
             return queue;
         }
         queue.awaited = wanted;
-        queue = wait_for_a_while(&self.queue, &self.arrived, queue, LINGER, |queue| queue.waiting.len() < wanted);
+        queue =
+            wait_for_a_while(&self.queue, &self.arrived, queue, LINGER, |queue| queue.waiting.len() < wanted);
         queue.awaited = 0;
         if queue.waiting.len() >= wanted {
             queue.in_vain = 0;
@@ -250,26 +273,258 @@ fn take<A>(given: &mut [Option<A>], nth: usize) -> Option<A> {
     given.get_mut(nth).and_then(Option::take)
 }
 
-/// Somebody's turn to lead. Passed on, and those who wait answered, also where it panics.
-struct Turn<'c, C: Commit> {
-    commits: &'c Commits<C>,
-    group: &'c Group<C::Answer>,
-    count: usize,
-    given: Option<Vec<C::Answer>>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Wake;
 
-impl<C: Commit> Drop for Turn<'_, C> {
-    fn drop(&mut self) {
-        // Whoever leads next begins while the others are still being woken.
-        hold(&self.commits.queue).leading = false;
-        self.commits.changed.notify_all();
-        C::answered(self.count);
-        let given = self.given.take().unwrap_or_default().into_iter().map(Some).collect();
-        let mut answers = hold(&self.group.state);
-        answers.given = Some(given);
-        let wakers = std::mem::take(&mut answers.wakers);
-        drop(answers);
-        self.group.answered.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+    #[cfg(shuttle)]
+    use shuttle::{sync::atomic::AtomicBool, thread};
+    use std::sync::atomic::Ordering;
+    #[cfg(not(shuttle))]
+    use std::{sync::atomic::AtomicBool, thread};
+
+    /// Runs it in many orders of its threads: where they are the scheduler's, in ones chosen by chance and
+    /// in those with few changes between threads.
+    fn in_all_orders(test: fn()) {
+        #[cfg(shuttle)]
+        {
+            shuttle::check_random(test, 20_000);
+            shuttle::check_pct(test, 20_000, 3);
+        }
+        #[cfg(not(shuttle))]
+        (0..50).for_each(|_| test());
+    }
+
+    /// Keeps what was committed, each answered with how many there were before it.
+    #[derive(Debug, Default)]
+    struct Fake {
+        committed: Vec<u32>,
+        groups: Vec<usize>,
+        /// Panics when it comes to this one; nothing is written from then on.
+        panics_at: Option<u32>,
+        poisoned: bool,
+    }
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Told {
+        At(usize),
+        Poisoned,
+        Lost,
+    }
+
+    impl Commit for Fake {
+        type Append = u32;
+        type Answer = Told;
+
+        fn commit(&mut self, group: Vec<u32>) -> Vec<Told> {
+            assert!(!group.is_empty(), "nobody leads for nothing");
+            // Others hand in meanwhile.
+            thread::yield_now();
+            self.groups.push(group.len());
+            let mut answers = Vec::new();
+            for append in group {
+                if self.panics_at == Some(append) {
+                    self.poisoned = true;
+                    std::panic::resume_unwind(Box::new("a bug"));
+                }
+                answers.push(if self.poisoned { Told::Poisoned } else { Told::At(self.committed.len()) });
+                self.committed.extend((!self.poisoned).then_some(append));
+            }
+            answers
+        }
+
+        fn len(append: &u32) -> usize {
+            *append as usize
+        }
+
+        fn answered(_: usize) {}
+
+        fn lost() -> Told {
+            Told::Lost
+        }
+    }
+
+    fn commits(fake: Fake) -> Arc<Commits<Fake>> {
+        Arc::new(Commits::new(fake))
+    }
+
+    #[test]
+    fn everybody_gets_the_answer_to_what_was_handed_in() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            let threads: Vec<_> = (0..3_u32)
+                .map(|thread| {
+                    let commits = Arc::clone(&commits);
+                    thread::spawn(move || {
+                        (0..3)
+                            .map(|n| (10 * thread + n, commits.wait(commits.hand_in(10 * thread + n))))
+                            .collect()
+                    })
+                })
+                .collect();
+            let told: Vec<Vec<_>> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            let fake = commits.core();
+            assert_eq!(fake.committed.len(), 9);
+            for of_one in told {
+                assert!(of_one.is_sorted_by_key(|(_, answer)| match answer {
+                    Told::At(at) => *at,
+                    other => panic!("{other:?}"),
+                }));
+                for (append, answer) in of_one {
+                    assert!(
+                        matches!(answer, Told::At(at) if fake.committed[at] == append),
+                        "{append} {answer:?}"
+                    );
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_handed_in_together_is_committed_together() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            let other = {
+                let commits = Arc::clone(&commits);
+                thread::spawn(move || commits.wait(commits.hand_in(9)))
+            };
+            let places: Vec<_> = (0..4).map(|n| commits.hand_in(n)).collect();
+            let told: Vec<_> = places.into_iter().map(|place| commits.wait(place)).collect();
+            other.join().unwrap();
+            assert!(told.is_sorted_by_key(|answer| match answer {
+                Told::At(at) => *at,
+                other => panic!("{other:?}"),
+            }));
+            let fake = commits.core();
+            assert!(
+                fake.groups.len() <= 3,
+                "once before, once for all of ours, once behind: {:?}",
+                fake.groups
+            );
+        });
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_committed_by_who_comes_next() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            drop(commits.hand_in(1));
+            let other = {
+                let commits = Arc::clone(&commits);
+                thread::spawn(move || drop(commits.hand_in(2)))
+            };
+            assert_eq!(
+                commits.wait(commits.hand_in(3)),
+                commits.core().committed.iter().position(|n| *n == 3).map(Told::At).unwrap()
+            );
+            other.join().unwrap();
+            assert!(commits.core().committed.contains(&1));
+            commits.flush();
+            assert_eq!((commits.core().committed.len(), commits.waiting_len()), (3, 0));
+            commits.flush();
+        });
+    }
+
+    #[test]
+    fn what_was_handed_in_first_is_committed_first() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            drop(commits.hand_in(1));
+            let other = {
+                let commits = Arc::clone(&commits);
+                thread::spawn(move || commits.flush())
+            };
+            thread::yield_now();
+            drop(commits.wait(commits.hand_in(2)));
+            other.join().unwrap();
+            assert_eq!(commits.core().committed, [1, 2]);
+        });
+    }
+
+    /// A task, as far as waking it goes.
+    struct Task(Mutex<bool>, Condvar);
+
+    impl Wake for Task {
+        fn wake(self: std::sync::Arc<Self>) {
+            *hold(&self.0) = true;
+            self.1.notify_all();
+        }
+    }
+
+    fn block_on(place: &Place<Fake>) -> Told {
+        let task = std::sync::Arc::new(Task(Mutex::new(false), Condvar::new()));
+        let waker = Waker::from(std::sync::Arc::clone(&task));
+        loop {
+            if let Poll::Ready(answer) = Commits::poll(place, &Context::from_waker(&waker)) {
+                return answer;
+            }
+            let mut woken = hold(&task.0);
+            while !*woken {
+                woken = wait(&task.1, woken);
+            }
+            *woken = false;
+        }
+    }
+
+    #[test]
+    fn tasks_are_served_until_nothing_is_left() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            let stop = Arc::new(AtomicBool::new(false));
+            let server = {
+                let (commits, stop) = (Arc::clone(&commits), Arc::clone(&stop));
+                thread::spawn(move || commits.serve(&|| stop.load(Ordering::SeqCst)))
+            };
+            let task = {
+                let commits = Arc::clone(&commits);
+                thread::spawn(move || block_on(&commits.hand_in(1)))
+            };
+            // One that waits as a thread does, beside them.
+            let told = commits.wait(commits.hand_in(2));
+            assert!(matches!(told, Told::At(_)));
+            assert!(matches!(task.join().unwrap(), Told::At(_)));
+            drop(commits.hand_in(3));
+            stop.store(true, Ordering::SeqCst);
+            commits.nudge();
+            server.join().unwrap();
+            assert_eq!(commits.core().committed.last(), Some(&3));
+        });
+    }
+
+    #[test]
+    fn a_commit_that_panics_leaves_nobody_waiting() {
+        in_all_orders(|| {
+            let commits = commits(Fake { panics_at: Some(5), ..Fake::default() });
+            let threads: Vec<_> = [4, 5, 6]
+                .map(|n| {
+                    let commits = Arc::clone(&commits);
+                    thread::spawn(move || commits.wait(commits.hand_in(n)))
+                })
+                .into_iter()
+                .collect();
+            let told: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+            assert_eq!(told[1], Told::Lost);
+            assert_eq!(commits.wait(commits.hand_in(7)), Told::Poisoned);
+        });
+    }
+
+    /// Those who come again at once are waited for, and nobody who does not come.
+    #[test]
+    fn a_group_that_was_answered_is_not_waited_for_in_vain_for_ever() {
+        let commits = commits(Fake::default());
+        let together = |count: u32| {
+            let places: Vec<_> = (0..count).map(|n| commits.hand_in(n)).collect();
+            places.into_iter().for_each(|place| drop(commits.wait(place)));
+        };
+        #[cfg(shuttle)]
+        let _ = together;
+        #[cfg(not(shuttle))]
+        for _ in 0..2_000 {
+            together(2);
+            together(1);
+        }
+        #[cfg(not(shuttle))]
+        assert!(hold(&commits.queue).in_vain <= MAX_SKIPPED.ilog2());
     }
 }

@@ -25,7 +25,7 @@ pub use segment::Damage;
 pub use spare::Spares;
 pub use verify::{Verdict, Verification};
 
-pub(crate) use self::append::Append;
+pub(crate) use self::append::{Append, Queued};
 use self::append::{Guesses, Waiting};
 use self::bell::Bell;
 use self::commit::{Commit, Commits, Place};
@@ -40,6 +40,8 @@ use crate::position::{Position, Seq, StreamId};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(feature = "tokio")]
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// The most bytes that wait to be committed; whoever hands more in commits what waits first.
@@ -268,10 +270,11 @@ impl Journal {
     }
 
     /// Hands an append in. It is committed by whoever waits next; dropping the ticket does not take
-    /// it back. Where too much waits already, that is committed first.
+    /// it back. Where too much waits already, that is committed first, unless it comes out of a queue.
     pub(crate) fn submit(&self, append: Append<'_>) -> Result<Ticket> {
+        let queued = append.place.is_some();
         let append = Waiting::new(append, &self.0.guesses)?;
-        if self.0.commits.waiting_len() + append.max_len() > MAX_WAITING_LEN {
+        if !queued && self.0.commits.waiting_len() + append.max_len() > MAX_WAITING_LEN {
             self.flush();
         }
         // Told first: it must not be told later than its answer.
@@ -337,7 +340,27 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// Commits whatever is handed in until `stop` says so, and then what is left.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn serve(&self, stop: &dyn Fn() -> bool) {
+        self.0.commits.serve(stop);
+    }
+
+    /// Has [`serve`](Self::serve) ask whether to stop.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn nudge(&self) {
+        self.0.commits.nudge();
+    }
+}
+
 impl Ticket {
+    /// The answer, if it is there, for a task; somebody has to [`serve`](Journal::serve).
+    #[cfg(feature = "tokio")]
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Receipt>> {
+        Commits::poll(&self.place, context).map(|answer| self.journal.0.heard(answer))
+    }
+
     /// Waits until the append is durable or refused.
     pub(crate) fn wait(self) -> Result<Receipt> {
         self.journal.0.heard(self.journal.0.commits.wait(self.place))

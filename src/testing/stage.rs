@@ -419,7 +419,12 @@ impl Stage {
                 term: None,
                 payload: payload.into(),
             };
-            match journal.submit(Append { drafts: vec![draft], conditions: Conditions::none(), open: false }) {
+            match journal.submit(Append {
+                drafts: vec![draft],
+                conditions: Conditions::none(),
+                open: false,
+                place: None,
+            }) {
                 Ok(ticket) => tickets.push((batch, ticket)),
                 Err(error) => self.complain("handing in", &error),
             }

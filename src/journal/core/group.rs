@@ -113,10 +113,7 @@ impl Core {
         self.told.bell.ring();
         // Whoever has no answer by now shares the fate of the turn as a whole.
         let mut shared = result.err();
-        answers
-            .into_iter()
-            .map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared))))
-            .collect()
+        answers.into_iter().map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared)))).collect()
     }
 
     /// Checks an append and adds it to the group, rolling first where it does not fit.
