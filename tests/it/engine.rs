@@ -487,3 +487,110 @@ async fn an_append_whose_future_is_dropped_under_way_is_whole_and_its_key_finds_
         assert_eq!(engine.append(stream, key(n), &pair(n)).unwrap().first, there[0], "{n}");
     }
 }
+
+/// Asks a future once; whether it has to wait.
+async fn waits<F: Future>(future: &mut std::pin::Pin<Box<F>>) -> bool {
+    std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_pending())).await
+}
+
+/// While no commit gets anywhere, as much is accepted as is named, and then nothing more, however small:
+/// who came first comes first. Nobody blocks the thread that asks.
+#[tokio::test]
+async fn tasks_wait_for_room_in_the_order_in_which_they_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocking = open(dir.path());
+    let stream = Recorder::prepare(&blocking, request("r")).unwrap().stream();
+    let engine = AsyncEngine::new(blocking.clone()).unwrap();
+    let of = |len: usize| vec![Body::Chunk(Channel::Stdout, vec![b'x'; len]).into()];
+    let (held, release) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+    let holder = std::thread::spawn(move || {
+        blocking.between_commits(|| {
+            held.0.send(()).unwrap();
+            let _ = release.1.recv();
+        });
+    });
+    held.1.recv().unwrap();
+    let mut tickets = Vec::new();
+    for _ in 0..8 {
+        tickets.push(engine.submit(stream, None, of(1 << 20)).await.unwrap());
+    }
+    let mut ninth = Box::pin(engine.submit(stream, None, of(500_000)));
+    let mut small = Box::pin(engine.submit(stream, None, of(1)));
+    assert!(waits(&mut ninth).await && waits(&mut small).await, "8 MiB is what is accepted");
+    let closing = {
+        let engine = engine.clone();
+        drop(release.0);
+        async move { engine.close().await }
+    };
+    tickets.push(ninth.await.unwrap());
+    tickets.push(small.await.unwrap());
+    // Whatever has its place is committed before the engine is closed.
+    closing.await.unwrap();
+    let mut positions = Vec::new();
+    for ticket in tickets {
+        positions.push(ticket.await.unwrap().first);
+    }
+    assert_eq!(positions.len(), 10);
+    assert!(positions.is_sorted(), "{positions:?}");
+    let late = engine.append(stream, None, of(1)).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Reopen);
+    holder.join().unwrap();
+}
+
+/// Small appends that are committed together share a batch, whosever they are; each has a receipt of its
+/// own. One with a key, and a long one, have a batch to themselves.
+#[test]
+fn small_appends_share_a_batch_and_each_has_its_receipt() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let runs: Vec<_> =
+        ["a", "b"].iter().map(|name| Recorder::prepare(&engine, request(name)).unwrap().stream()).collect();
+    let before = engine.log().unwrap().info().unwrap();
+    let of = |len: usize| -> NewRecord { Body::Chunk(Channel::Stdout, vec![b'x'; len]).into() };
+    let submit = |run: usize, conditions: Conditions, lens: &[usize]| {
+        let records: Vec<_> = lens.iter().map(|len| of(*len)).collect();
+        engine.submit(runs[run], conditions, &records).unwrap()
+    };
+    let plain = Conditions::none;
+    let tickets = vec![
+        submit(0, plain(), &[10, 20]),
+        submit(1, plain().term(7), &[30]),
+        submit(0, plain().term(6), &[40]),
+        submit(1, plain(), &[50, 60, 70]),
+        submit(0, plain().key("k"), &[80]),
+        submit(1, plain(), &[90]),
+        submit(0, plain(), &[100_000]),
+        submit(1, plain(), &[110]),
+    ];
+    let answers: Vec<_> = tickets.into_iter().map(runwal::engine::Ticket::wait).collect();
+    assert!(answers[2].as_ref().is_err_and(|refused| refused.conflict().is_some()), "its term is over");
+    let receipts: Vec<_> = answers.into_iter().flatten().collect();
+    let mut next = before.durable.next().unwrap();
+    for (receipt, (run, count)) in
+        receipts.iter().zip([(0, 2), (1, 1), (1, 3), (0, 1), (1, 1), (0, 1), (1, 1)])
+    {
+        assert_eq!((receipt.stream, receipt.first), (runs[run], next), "{receipt:?}");
+        assert_eq!(receipt.last.0, next.0 + count - 1);
+        next = receipt.last.next().unwrap();
+    }
+    let chains: Vec<_> = receipts.iter().map(|receipt| receipt.chain).collect();
+    assert!(chains[0] == chains[1] && chains[1] == chains[2], "one batch, and one chain hash");
+    assert!(chains[2..].windows(2).all(|pair| pair[0] != pair[1]), "the others stand alone");
+    let info = engine.log().unwrap().info().unwrap();
+    assert_eq!((info.batches - before.batches, info.records - before.records), (5, 10));
+    // Once more with its key: the receipt it had, though others have been written since.
+    assert_eq!(submit(0, plain().key("k"), &[80]).wait().unwrap(), receipts[3]);
+    let mut log = engine.log().unwrap();
+    for run in runs {
+        let mut lens = Vec::new();
+        log.stream(run, Seq(1), &mut |record| {
+            lens.extend(if let Body::Chunk(_, bytes) = &record.body { Some(bytes.len()) } else { None });
+            Ok(true)
+        })
+        .unwrap();
+        assert_eq!(
+            lens,
+            if run == receipts[0].stream { vec![10, 20, 80, 100_000] } else { vec![30, 50, 60, 70, 90, 110] }
+        );
+    }
+}
