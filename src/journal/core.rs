@@ -4,9 +4,10 @@ mod admission;
 mod giving_up;
 mod group;
 
-use super::mark::{Lock, MarkFile, MarkView, create_mark};
+use super::index;
+use super::mark::{Lock, MarkFile, MarkView, Standing, create_mark};
 use super::recovery::{self, Inspection, Plan};
-use super::segment::{FOLDER, Segment, Spot, file_name};
+use super::segment::{Bound, FOLDER, Segment, Spot, file_name};
 use super::spare::{self, Blank, Filler};
 use super::view::{View, bound_of, known_journal, newest};
 use super::{JournalOptions, OpenReport, Receipt, Recovered, Told};
@@ -152,7 +153,9 @@ impl Core {
     fn follow(&mut self, mark: &Mark) -> Result<bool> {
         if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
             match Segment::open(&*self.disk, mark.segment, Open::Write) {
-                Ok(segment) => self.view = Some(View::at_start(Arc::clone(&self.disk), segment, true)?),
+                Ok(segment) => {
+                    self.view = Some(View::at_start(Arc::clone(&self.disk), segment, bound_of(mark), true)?);
+                }
                 Err(super::segment::Unopened::Missing | super::segment::Unopened::Damaged(_)) => {
                     return Ok(false);
                 }
@@ -192,7 +195,15 @@ impl Core {
             return Err(with_way_on(damage.losing(segment.header.first_position, named).to_error()));
         }
         let known = self.view.as_ref().filter(|v| v.segment.number() == number && v.damage.is_empty());
-        let known = known.map(|v| v.spot);
+        let known = match (known, told) {
+            (Some(view), _) => Some(view.spot),
+            // Of this boot: what is told is still what the file has.
+            (None, Some(position)) if mark.standing == Standing::Current => {
+                let bound = Bound { offset: u64::MAX, position: Some(position) };
+                index::of_beginning(&*self.disk, &segment, bound)?.map(|(_, spot)| spot)
+            }
+            (None, _) => None,
+        };
         let found = recovery::inspect(segment, known, told)?;
         let facts = found.facts(mark);
         let plan = recovery::plan(facts);
@@ -343,6 +354,14 @@ impl Core {
         let reason = format!("{name} was removed or replaced while it was written to");
         let lost = (segment.header.first_position, self.view()?.spot.position);
         Err(with_way_on(super::Damage::new(number, 0, reason).losing(lost.0, lost.1).to_error()))
+    }
+
+    /// Spares whoever opens next a look at what is there, where that is worth it.
+    pub(super) fn keep_index(&mut self) {
+        let least = self.options.index_every / 4;
+        if let Some(view) = &mut self.view {
+            view.keep_index(least);
+        }
     }
 
     pub(super) fn is_poisoned(&self) -> bool {

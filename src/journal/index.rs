@@ -1,12 +1,13 @@
 //! What a segment contains: built while it is written or scanned, stored as its footer, or, where
-//! it has none, as a disposable file under `cache/index/`.
+//! it has none, as a disposable file under `cache/index/`. Of a segment that is still written to, such a
+//! file has the beginning.
 
 use super::segment::{self, Bound, DIGEST_DIFFERS, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{Place, Result};
 use crate::format::{
-    BatchHeader, FOOTER_HEADER_LEN, Flaw, Footer, MAX_FOOTER_LEN, MAX_SEGMENT_LEN, OpenStream, Records,
-    SegmentHeader, StreamEntry, name_hash,
+    BATCH_HEADER_LEN, BatchHeader, FOOTER_HEADER_LEN, Flaw, Footer, MAX_FOOTER_LEN, MAX_SEGMENT_LEN,
+    OpenStream, Records, SegmentHeader, StreamEntry, name_hash,
 };
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
@@ -197,13 +198,16 @@ pub(crate) fn of_sealed(
     }
     let mut index = found.unwrap_or_default();
     while let Some((segment, successor)) = missing.pop() {
-        index = empty(&segment.header, index.open, index.term);
         let bound = match &successor {
             Some(successor) => sealed_bound(successor),
             None => Bound { offset: segment.len()?, position: None },
         };
         let bound = Bound { offset: bound.offset.min(segment.len()?), ..bound };
-        let from = Spot::start(&segment.header);
+        let from;
+        (index, from) = match of_beginning(disk, &segment, bound)? {
+            Some(begun) => begun,
+            None => (empty(&segment.header, index.open, index.term), Spot::start(&segment.header)),
+        };
         let damage = scan(&mut index, &mut Scanner::new(segment.clone(), from, bound))?;
         if damage.is_empty() && writable {
             // Disposable: failing to keep it costs the next one a scan.
@@ -235,12 +239,51 @@ fn stored(disk: &dyn Disk, segment: &Segment, successor: Option<&SegmentHeader>)
     if let Some(Ok(footer)) = read_footer(segment, successor)? {
         return Ok(Some(footer));
     }
+    let fits = |index: &Footer| {
+        index.chain == successor.chain && index.last_position.next() == Some(successor.first_position)
+    };
+    Ok(cached(disk, segment).filter(fits))
+}
+
+/// What the cache has of a segment, if it is of this one; up to where has to be seen.
+fn cached(disk: &dyn Disk, segment: &Segment) -> Option<Footer> {
     let limit = (FOOTER_HEADER_LEN + MAX_FOOTER_LEN) as u64;
-    let Ok(bytes) = read_whole(disk, &sidecar_name(segment.number()), limit) else { return Ok(None) };
-    let Ok((_, crc)) = Footer::decode_header(&bytes, &segment.header.site(), 0) else { return Ok(None) };
-    let Ok(index) = Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc) else { return Ok(None) };
-    let fits = index.chain == successor.chain && index.last_position.next() == Some(successor.first_position);
-    Ok(fits.then_some(index))
+    let bytes = read_whole(disk, &sidecar_name(segment.number()), limit).ok()?;
+    let (_, crc) = Footer::decode_header(&bytes, &segment.header.site(), 0).ok()?;
+    Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc).ok()
+}
+
+/// What the cache has of the beginning of a segment, and where that ends, which is not behind `bound`.
+/// It was made of what was durable, and is believed where the last batch it names stands in its place
+/// with the same chain hash: that is one over all before it.
+pub(crate) fn of_beginning(
+    disk: &dyn Disk,
+    segment: &Segment,
+    bound: Bound,
+) -> Result<Option<(Footer, Spot)>> {
+    let Some(index) = cached(disk, segment) else { return Ok(None) };
+    let last = index.streams.values().filter_map(|entry| entry.batches.last()).map(|(at, _)| *at).max();
+    let Some(last) = last.map(u64::from) else { return Ok(None) };
+    let mut head = [0; BATCH_HEADER_LEN];
+    let read = segment.file.read_at(&mut head, last)?;
+    let Ok(header) = BatchHeader::decode(&head[..read], &segment.header.site(), last) else {
+        return Ok(None);
+    };
+    let end = Spot {
+        offset: last + header.frame_len(),
+        position: header.last_position(),
+        chain: Some(header.chain),
+    };
+    let fits = (index.first_position, index.last_position, index.chain)
+        == (segment.header.first_position, end.position, header.chain);
+    let within = end.offset <= bound.offset && bound.position.is_none_or(|last| end.position <= last);
+    Ok((fits && within).then_some((index, end)))
+}
+
+/// Removes what the cache has of a segment.
+pub(crate) fn forget(disk: &dyn Disk, number: u64) {
+    // Disposable, and of no use to anybody: it may as well stay.
+    let _ = disk.remove(&sidecar_name(number));
 }
 
 /// Keeps an index in the cache. Only under the journal's lock: what stands at its temporary name was left

@@ -58,6 +58,10 @@ pub struct JournalOptions {
     pub max_capacity: u64,
     /// Who fills the next segment ahead of time. Default: a thread.
     pub spares: Spares,
+    /// After how many bytes the index of the segment that is written to is kept in the cache anew, or
+    /// after more where it is large. Whoever opens the journal has that much to look at, at most.
+    /// Default: 4 MiB.
+    pub index_every: u64,
 }
 
 impl Default for JournalOptions {
@@ -67,6 +71,7 @@ impl Default for JournalOptions {
             first_capacity: FIRST_CAPACITY,
             max_capacity: MAX_CAPACITY,
             spares: Spares::default(),
+            index_every: 4 << 20,
         }
     }
 }

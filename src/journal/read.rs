@@ -149,7 +149,7 @@ impl ReadHandle {
         if self.view.as_ref().is_none_or(|view| view.segment.number() > mark.segment) {
             let segment = self.openable(mark.segment)?.filter(|s| s.header.journal == mark.journal);
             let Some(segment) = segment else { return Ok(false) };
-            self.view = Some(View::at_start(Arc::clone(&self.disk), segment, false)?);
+            self.view = Some(View::at_start(Arc::clone(&self.disk), segment, bound_of(mark), false)?);
         }
         let Some(view) = &mut self.view else { return Ok(false) };
         match view.advance(mark.segment, bound_of(mark)) {
@@ -199,7 +199,7 @@ impl ReadHandle {
         }
         // Both slots of another mount's mark are whole: what its writer has told is durable all the same.
         let end = if busy { found.proven_end() } else { found.shown_end() };
-        let mut view = View::at_start(Arc::clone(&self.disk), found.segment.clone(), false)?;
+        let mut view = View::at_start(Arc::clone(&self.disk), found.segment.clone(), end, false)?;
         view.advance(number, end)?;
         self.view = Some(view);
         let last = end.position.unwrap_or_default();

@@ -18,6 +18,9 @@ const KEPT_LEN: usize = 8 << 20;
 /// ends, and the one a reader came from.
 const KEPT_OPEN: usize = 3;
 
+/// How many times the memory of an index must have been written before it is kept once more.
+const KEPT_SHARE: u64 = 2;
+
 /// The place of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BatchPlace {
@@ -54,21 +57,33 @@ pub(crate) struct View {
     before: Option<Vec<(u64, Option<Position>)>>,
     names: Option<Vec<(u64, StreamId)>>,
     keys: Option<Keys>,
+    /// Up to where the cache has the active segment's index, and from where on it is worth keeping anew.
+    kept: u64,
+    worth_keeping: u64,
     writable: bool,
 }
 
 impl View {
-    /// Before the first batch of a segment, knowing which streams were open there.
-    pub(crate) fn at_start(disk: Arc<dyn Disk>, segment: Segment, writable: bool) -> Result<Self> {
-        let before = match segment.number() {
-            1 => Footer::default(),
-            number => {
-                let header = segment.header;
-                index::of_sealed(&*disk, &header.journal, number - 1, Some(header), writable)?
+    /// In a segment that is durable up to a place, as far as its index is in the cache, otherwise before
+    /// its first batch, knowing which streams were open there.
+    pub(crate) fn at_start(
+        disk: Arc<dyn Disk>,
+        segment: Segment,
+        bound: Bound,
+        writable: bool,
+    ) -> Result<Self> {
+        let header = segment.header;
+        let (index, spot) = match index::of_beginning(&*disk, &segment, bound)? {
+            Some(begun) => begun,
+            None => {
+                let before = match segment.number() {
+                    1 => Footer::default(),
+                    number => index::of_sealed(&*disk, &header.journal, number - 1, Some(header), writable)?,
+                };
+                (index::empty(&header, before.open, before.term), Spot::start(&header))
             }
         };
-        let index = index::empty(&segment.header, before.open, before.term);
-        let spot = Spot::start(&segment.header);
+        let kept = if index.batches > 0 { spot.offset } else { 0 };
         Ok(Self {
             disk,
             segment,
@@ -81,6 +96,8 @@ impl View {
             before: None,
             names: None,
             keys: None,
+            kept,
+            worth_keeping: 0,
             writable,
         })
     }
@@ -99,6 +116,8 @@ impl View {
             before: self.before.clone(),
             names: self.names.clone(),
             keys: None,
+            kept: self.kept,
+            worth_keeping: 0,
             writable: false,
         }
     }
@@ -146,7 +165,7 @@ impl View {
                 Err(_) => {
                     let target = Segment::open(&*self.disk, to_segment, how)
                         .map_err(|unopened| unopened.into_error(to_segment))?;
-                    *self = Self::at_start(Arc::clone(&self.disk), target, self.writable)?;
+                    *self = Self::at_start(Arc::clone(&self.disk), target, to, self.writable)?;
                 }
             }
         }
@@ -181,7 +200,10 @@ impl View {
         if self.writable && !damaged && self.segment.header.prev_footer_len == 0 {
             // Disposable: failing to keep it costs the next one a scan.
             let _ = index::store(&*self.disk, &old_segment, &old);
+        } else if self.writable && self.kept > 0 {
+            index::forget(&*self.disk, number);
         }
+        (self.kept, self.worth_keeping) = (0, 0);
         if let Some(keys) = self.keys.as_mut().filter(|_| !old.keys.is_empty()) {
             let place = index::place_of(&old_segment, Some(&self.segment.header));
             keys.add(number, &old, place.unwrap_or_default());
@@ -203,6 +225,23 @@ impl View {
             chain: Some(header.chain),
         };
         Ok(())
+    }
+
+    /// Keeps the active segment's index in the cache, where so much has been written since the last time:
+    /// whoever opens next has as much less to look at. Only under the journal's lock.
+    pub(crate) fn keep_index(&mut self, least: u64) {
+        let end = self.spot.offset;
+        if !self.writable || !self.damage.is_empty() || end < self.worth_keeping.max(self.kept + least) {
+            return;
+        }
+        let len = KEPT_SHARE * self.index.memory_len() as u64;
+        self.worth_keeping = self.kept + len;
+        if end >= self.worth_keeping {
+            // Disposable: failing to keep it costs the next one a scan.
+            let _ = index::store(&*self.disk, &self.segment, &self.index);
+            self.kept = end;
+            self.worth_keeping = end + len;
+        }
     }
 
     fn keep(&mut self, number: u64, index: Arc<Footer>) {

@@ -105,7 +105,7 @@ pub enum Setting {
     Fresh,
     /// One with a sealed segment, a run that ended and one that was left.
     Used,
-    /// The same, where the next segment is made ahead of time.
+    /// The same, where the next segment is made ahead of time, and indexes are kept in the cache.
     Spares,
 }
 
@@ -117,7 +117,7 @@ impl Setting {
     /// A machine on which nothing was done.
     pub fn stage(self) -> Stage {
         let stage = Stage::new(2600, 2600);
-        if self == Self::Spares { stage.with_spares() } else { stage }
+        if self == Self::Spares { stage.with_spares().keeping_indexes() } else { stage }
     }
 
     /// Makes the journal it begins with.

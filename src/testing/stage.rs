@@ -74,7 +74,13 @@ impl Stage {
             keyed: Vec::new(),
             seeds: 0,
             bodies: 0,
-            journal: JournalOptions { patience, first_capacity, max_capacity, spares: Spares::Never },
+            journal: JournalOptions {
+                patience,
+                first_capacity,
+                max_capacity,
+                spares: Spares::Never,
+                ..JournalOptions::default()
+            },
             faulty: false,
             mounts: 0,
         }
@@ -84,6 +90,13 @@ impl Stage {
     #[must_use]
     pub fn with_spares(mut self) -> Self {
         self.journal.spares = Spares::Inline;
+        self
+    }
+
+    /// The same where the index of the segment that is written to is kept in the cache all the time.
+    #[must_use]
+    pub fn keeping_indexes(mut self) -> Self {
+        self.journal.index_every = 64;
         self
     }
 

@@ -76,7 +76,7 @@ impl Workload {
 
 const ROOMY: fn() -> Stage = || Stage::new(64 << 10, 64 << 10);
 const NARROW: fn() -> Stage = || Stage::new(1400, 1400);
-const SPARES: fn() -> Stage = || Stage::new(1400, 1400).with_spares();
+const SPARES: fn() -> Stage = || Stage::new(1400, 1400).with_spares().keeping_indexes();
 
 /// All of them.
 pub const ALL: &[Named] = &[

@@ -144,7 +144,7 @@ fn a_panic_while_publishing_is_told_to_who_waits() {
 fn an_error_behind_a_roll_names_the_segment() {
     for spares in [false, true] {
         let stage = Stage::new(1400, 1400);
-        let mut stage = if spares { stage.with_spares() } else { stage };
+        let mut stage = if spares { stage.with_spares().keeping_indexes() } else { stage };
         let writer = stage.open(1).expect("opened");
         let run = stage.begin(&writer, "one");
         let mut rolled = 1;

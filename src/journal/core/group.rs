@@ -209,6 +209,8 @@ impl Core {
                 self.buffer = buffer;
             }
         }
+        let every = self.options.index_every;
+        self.view()?.keep_index(every);
         Ok(())
     }
 }
