@@ -25,6 +25,8 @@ const MAX_ROUNDS: usize = 6;
 /// Up to which length, on average, groups gain from blocks that were written before: a flood would
 /// write all of it twice.
 const SMALL_GROUP_LEN: u64 = 256 << 10;
+/// How many times what an index takes in memory must have been written before it is kept once more.
+const KEPT_SHARE: u64 = 2;
 
 /// The answer to one append.
 pub(super) type Answer = Result<Receipt>;
@@ -356,11 +358,13 @@ impl Core {
         Err(with_way_on(super::Damage::new(number, 0, reason).losing(lost.0, lost.1).to_error()))
     }
 
-    /// Spares whoever opens next a look at what is there, where that is worth it.
-    pub(super) fn keep_index(&mut self) {
-        let least = self.options.index_every / 4;
+    /// Spares whoever opens next a look at what is there, where that is worth it: at the `end` of this
+    /// handle even a little.
+    pub(super) fn keep_index(&mut self, end: bool) {
+        let every = self.options.index_every;
         if let Some(view) = &mut self.view {
-            view.keep_index(least);
+            let (least, times) = if end { (every / 4, 0) } else { (every, KEPT_SHARE) };
+            view.keep_index(least, times);
         }
     }
 

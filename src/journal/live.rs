@@ -47,7 +47,7 @@ impl Alive {
     /// Ends it in order: nothing of this recorder is left to be recovered.
     pub(crate) fn end(self) -> Result<()> {
         self.journal.locked(|core| {
-            core.keep_index();
+            core.keep_index(true);
             let named = core.check_name();
             let removed = core.disk.remove(&self.name);
             named.and(removed)

@@ -18,9 +18,6 @@ const KEPT_LEN: usize = 8 << 20;
 /// ends, and the one a reader came from.
 const KEPT_OPEN: usize = 3;
 
-/// How many times the memory of an index must have been written before it is kept once more.
-const KEPT_SHARE: u64 = 2;
-
 /// The place of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BatchPlace {
@@ -227,20 +224,21 @@ impl View {
         Ok(())
     }
 
-    /// Keeps the active segment's index in the cache, where so much has been written since the last time:
-    /// whoever opens next has as much less to look at. Only under the journal's lock.
-    pub(crate) fn keep_index(&mut self, least: u64) {
-        let end = self.spot.offset;
-        if !self.writable || !self.damage.is_empty() || end < self.worth_keeping.max(self.kept + least) {
+    /// Keeps the active segment's index in the cache, where so many bytes have been written since the last
+    /// time, and so many times what the index takes: whoever opens next has as much less to look at. Only
+    /// under the journal's lock.
+    pub(crate) fn keep_index(&mut self, least: u64, times: u64) {
+        let written = self.spot.offset - self.kept;
+        let wanted = if times > 0 { least.max(self.worth_keeping) } else { least };
+        if !self.writable || !self.damage.is_empty() || written < wanted {
             return;
         }
-        let len = KEPT_SHARE * self.index.memory_len() as u64;
-        self.worth_keeping = self.kept + len;
-        if end >= self.worth_keeping {
+        // What it takes is not counted each time: that is as long as it is.
+        self.worth_keeping = times * self.index.memory_len() as u64;
+        if written >= self.worth_keeping {
             // Disposable: failing to keep it costs the next one a scan.
             let _ = index::store(&*self.disk, &self.segment, &self.index);
-            self.kept = end;
-            self.worth_keeping = end + len;
+            self.kept = self.spot.offset;
         }
     }
 

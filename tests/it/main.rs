@@ -27,6 +27,7 @@ mod hostile;
 #[cfg(all(feature = "metrics", feature = "tracing-layer"))]
 mod many;
 mod observe;
+mod opening;
 mod steps;
 mod surroundings;
 mod terminal;

@@ -209,8 +209,7 @@ impl Core {
                 self.buffer = buffer;
             }
         }
-        let every = self.options.index_every;
-        self.view()?.keep_index(every);
+        self.keep_index(false);
         Ok(())
     }
 }

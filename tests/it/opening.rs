@@ -1,0 +1,206 @@
+//! Opening by what the cache has of the segment that is written to: it saves a look at the records, and
+//! changes nothing else.
+
+use runwal::disk::sim::SimWorld;
+use runwal::engine::Engine;
+use runwal::format::{self, Flaw, Footer, HeaderBlock};
+use runwal::position::{Position, Seq};
+use runwal::testing::stage::{Stage, Writer, read_all};
+use runwal::{ErrorKind, Verdict};
+
+const SEGMENT: &str = "journal/0000000001.seg";
+const INDEX: &str = "cache/index/0000000001.idx";
+
+/// A journal of one segment with runs, ticks and keys; its index is kept.
+fn journal() -> (Stage, Writer) {
+    let mut stage = Stage::new(64 << 10, 64 << 10).keeping_indexes();
+    let writer = stage.open(1).unwrap();
+    for n in 0..6_usize {
+        let run = stage.begin(&writer, &format!("task-{n}"));
+        stage.append(&writer, run, &[300 + 10 * n, 20, 7]);
+        stage.append_keyed(&writer, run, 40);
+        stage.tick(&writer);
+        stage.finish(&writer, run);
+    }
+    (stage, writer)
+}
+
+fn kept(world: &SimWorld) -> Option<Footer> {
+    let site = HeaderBlock::decode(&world.read_file(SEGMENT).unwrap()).unwrap().header.site();
+    let bytes = world.read_file(INDEX).ok()?;
+    let (_, crc) = Footer::decode_header(&bytes, &site, 0).ok()?;
+    Footer::decode_body(&bytes[format::FOOTER_HEADER_LEN..], crc).ok()
+}
+
+fn flip(world: &SimWorld, at: usize) {
+    let mut bytes = world.read_file(SEGMENT).unwrap();
+    bytes[at] ^= 1;
+    world.write_file(SEGMENT, &bytes).unwrap();
+}
+
+fn is_fine(stage: &Stage) {
+    assert!(stage.problems.is_empty(), "{:?}", stage.problems);
+}
+
+#[test]
+fn what_is_kept_of_a_segment_is_what_a_scan_of_it_finds() {
+    let (mut stage, writer) = journal();
+    stage.close(writer);
+    let by_writing = kept(&stage.world).unwrap();
+    assert_eq!(by_writing.last_position, stage.open_log(1).unwrap().durable(), "up to the end");
+    stage.world.remove_file(INDEX).unwrap();
+    let writer = stage.open(1).unwrap();
+    stage.close(writer);
+    let by_scanning = kept(&stage.world).unwrap();
+    assert!(by_writing.names.len() == 7 && by_writing.keys.len() == 6 && by_writing.streams.len() == 7);
+    assert_eq!(by_writing, by_scanning);
+    // Begun from what is kept, and gone on with.
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "later");
+    stage.append(&writer, run, &[2_000]);
+    stage.append_keyed(&writer, run, 1_000);
+    stage.finish(&writer, run);
+    stage.close(writer);
+    let on_and_on = kept(&stage.world).unwrap();
+    assert!(on_and_on.last_position > by_writing.last_position);
+    stage.world.remove_file(INDEX).unwrap();
+    let writer = stage.open(1).unwrap();
+    stage.close(writer);
+    assert_eq!(on_and_on, kept(&stage.world).unwrap());
+    stage.retry_keys(1);
+    is_fine(&stage);
+}
+
+#[test]
+fn what_was_kept_is_not_looked_at_again_but_by_who_reads_it() {
+    let (mut stage, writer) = journal();
+    stage.close(writer);
+    flip(&stage.world, 1_024 + format::BATCH_HEADER_LEN + 30);
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "goes-on");
+    stage.finish(&writer, run);
+    is_fine(&stage);
+    let mut log = writer.engine().log().unwrap();
+    let (_, damage) = read_all(&mut log).unwrap();
+    assert_eq!((damage.len(), damage[0].from), (1, Position(1)));
+    assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Corrupt);
+    stage.close(writer);
+    // Without the cache, all is looked at.
+    stage.world.remove_file(INDEX).unwrap();
+    let (_, world) = stage.process(1);
+    let refused = Engine::open_in(world, stage.options()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+}
+
+#[test]
+fn what_was_written_since_is_looked_at() {
+    let (mut stage, writer) = journal();
+    let run = stage.begin(&writer, "last");
+    stage.append(&writer, run, &[50]).unwrap();
+    let before = kept(&stage.world).unwrap().last_position;
+    assert!(before < writer.engine().log().unwrap().durable());
+    writer.disk.kill();
+    drop(writer);
+    let bytes = stage.world.read_file(SEGMENT).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    flip(&stage.world, last);
+    let (_, world) = stage.process(1);
+    let refused = Engine::open_in(world, stage.options()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt, "{refused}");
+    flip(&stage.world, last);
+    let writer = stage.open(1).unwrap();
+    stage.look(1);
+    stage.close(writer);
+    is_fine(&stage);
+}
+
+#[test]
+fn an_index_that_does_not_fit_is_as_if_there_were_none() {
+    let (mut stage, writer) = journal();
+    stage.close(writer);
+    let site = HeaderBlock::decode(&stage.world.read_file(SEGMENT).unwrap()).unwrap().header.site();
+    let whole = kept(&stage.world).unwrap();
+    let bytes = whole.encode(&site, 0).unwrap();
+    let changed = |change: &dyn Fn(&mut Footer)| {
+        let mut other = whole.clone();
+        change(&mut other);
+        other.encode(&site, 0).unwrap()
+    };
+    let (other, writer) = journal_of(77);
+    drop(writer);
+    let cases = [
+        ("nothing", Vec::new()),
+        ("cut short", bytes[..bytes.len() - 1].to_vec()),
+        ("of another journal", other.world.read_file(INDEX).unwrap()),
+        ("of another chain", changed(&|index| index.chain[3] ^= 1)),
+        ("up to another position", changed(&|index| index.last_position.0 -= 1)),
+        ("from another position on", changed(&|index| index.first_position.0 += 1)),
+        ("with no batch", changed(&|index| index.streams.clear())),
+        (
+            "with a batch where there is none",
+            changed(&|index| {
+                index.streams.values_mut().for_each(|entry| entry.batches.push((60_000, Seq(99))));
+            }),
+        ),
+        (
+            "with a batch behind the file",
+            changed(&|index| {
+                index.streams.values_mut().for_each(|entry| entry.batches.push((u32::MAX, Seq(99))));
+            }),
+        ),
+    ];
+    for (what, bytes) in cases {
+        let mut stage = stage.fork();
+        stage.world.write_file(INDEX, &bytes).unwrap();
+        stage.look(1);
+        stage.retry_keys(1);
+        let writer = stage.open(1).unwrap();
+        let run = stage.begin(&writer, "more");
+        stage.append(&writer, run, &[10]).unwrap();
+        stage.close(writer);
+        stage.look(2);
+        assert!(stage.problems.is_empty(), "{what}: {:?}", stage.problems);
+    }
+    assert_eq!(Footer::decode_header(&[], &site, 0), Err(Flaw::Absent));
+}
+
+fn journal_of(seed: u64) -> (Stage, Writer) {
+    let mut stage = Stage::new(64 << 10, 64 << 10).keeping_indexes().seeded(seed);
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[1_000, 1_000]);
+    (stage, writer)
+}
+
+/// What stands behind the end that is told, for one that lost the mark's last pages, is not shown by an
+/// index that knows of it.
+#[test]
+fn an_index_shows_nothing_behind_the_mark() {
+    let (mut stage, writer) = journal();
+    let mark = stage.world.read_file("journal/mark").unwrap();
+    let told = writer.engine().log().unwrap().durable();
+    let run = stage.begin(&writer, "behind");
+    stage.append(&writer, run, &[3_000]).unwrap();
+    assert!(kept(&stage.world).unwrap().last_position > told);
+    stage.world.write_file("journal/mark", &mark).unwrap();
+    let shown = stage.open_log(1).unwrap().durable();
+    assert_eq!(shown, told);
+    writer.disk.kill();
+    drop(writer);
+}
+
+#[test]
+fn an_index_goes_when_its_segment_has_a_footer() {
+    let mut stage = Stage::new(4 << 10, 4 << 10).keeping_indexes();
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a");
+    for _ in 0..40 {
+        stage.append(&writer, run, &[300]).unwrap();
+    }
+    stage.close(writer);
+    let names = stage.world.names();
+    let kept: Vec<_> = names.iter().filter(|name| name.starts_with("cache/index/")).collect();
+    let segments = names.iter().filter(|name| name.ends_with(".seg")).count();
+    assert!(segments > 3 && kept.len() <= 1, "{segments} segments, {kept:?}");
+    is_fine(&stage);
+}
