@@ -106,6 +106,11 @@ pub trait Disk: Send + Sync + Debug {
     fn list(&self, name: &str, visit: &mut dyn FnMut(&str, Kind)) -> Result<()>;
     /// Looks at a name without following or opening it; `None` where nothing is.
     fn stat(&self, name: &str) -> Result<Option<Stat>>;
+    /// Whether a name stands for this file of this device, without opening it. What leads to it is not
+    /// looked at.
+    fn is_named(&self, name: &str, device: u64, inode: u64) -> Result<bool> {
+        Ok(self.stat(name)?.is_some_and(|stat| (stat.device, stat.inode) == (device, inode)))
+    }
     /// Makes the entries of a directory durable.
     fn sync_dir(&self, name: &str) -> Result<()>;
     /// Makes everything on the file system durable, in one call: for disposable files in bulk.

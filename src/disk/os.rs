@@ -275,6 +275,17 @@ impl Disk for OsDisk {
         }
     }
 
+    fn is_named(&self, name: &str, device: u64, inode: u64) -> Result<bool> {
+        match fs::statat(&self.root, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                let stat = stat_of(&stat);
+                Ok((stat.device, stat.inode) == (device, inode))
+            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+            Err(e) => Err(self.error("looking at", name, e)),
+        }
+    }
+
     fn sync_dir(&self, name: &str) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         self.resolve(name, flags, Mode::empty())

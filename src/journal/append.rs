@@ -11,6 +11,7 @@ use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Up to which length an append shares a batch with others.
 const MAX_LOOSE_LEN: usize = 16 << 10;
@@ -85,11 +86,15 @@ pub(super) struct Shared {
 
 /// Which sequences appends that are encoded ahead of their turn are thought to get.
 #[derive(Debug, Default)]
-pub(super) struct Guesses(BTreeMap<StreamId, Seq>);
+pub(super) struct Guesses {
+    last: Mutex<BTreeMap<StreamId, Seq>>,
+    /// Whether there is any.
+    some: AtomicBool,
+}
 
 impl Waiting {
     /// Takes an append in, whose numbers are within their limits.
-    pub(super) fn new(mut append: Append<'_>, guesses: &Mutex<Guesses>) -> Result<Self> {
+    pub(super) fn new(mut append: Append<'_>, guesses: &Guesses) -> Result<Self> {
         if let Some(first) = append.drafts.first_mut() {
             first.key.clone_from(&append.conditions.key);
         }
@@ -105,10 +110,10 @@ impl Waiting {
         let ends = append.drafts.iter().find(|draft| draft.close).and_then(stream);
         let len = append.drafts.iter().map(Draft::max_len).sum();
         let content = if len <= MAX_LOOSE_LEN && append.conditions.key.is_none() {
-            hold(guesses).pass(&append.drafts);
+            guesses.pass(&append.drafts);
             Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
         } else {
-            hold(guesses).guess(&mut append);
+            guesses.guess(&mut append);
             Content::Encoded(Encoded::new(&append.drafts)?)
         };
         Ok(Self { conditions: append.conditions, must_be_open, ends, content, _place: append.place })
@@ -127,6 +132,14 @@ impl Waiting {
         match &self.content {
             Content::Loose(drafts, _) => drafts.len(),
             Content::Encoded(encoded) => encoded.heads.len(),
+        }
+    }
+
+    /// The stream of the first record.
+    pub(super) fn first_target(&self) -> Option<&Target> {
+        match &self.content {
+            Content::Loose(drafts, _) => drafts.first().map(|draft| &draft.target),
+            Content::Encoded(encoded) => encoded.heads.first().map(|(target, _)| target),
         }
     }
 
@@ -317,7 +330,9 @@ impl Frame {
 
 impl Guesses {
     /// Gives records the sequences they will have if nobody else writes to their streams.
-    fn guess(&mut self, append: &mut Append<'_>) {
+    fn guess(&self, append: &mut Append<'_>) {
+        let mut guesses = hold(&self.last);
+        self.some.store(true, Ordering::Relaxed);
         let mut opened = Seq::ZERO;
         for (nth, draft) in append.drafts.iter_mut().enumerate() {
             let last = match &draft.target {
@@ -326,7 +341,7 @@ impl Guesses {
                     &mut opened
                 }
                 Target::Opened => &mut opened,
-                Target::Stream(id) => self.0.entry(*id).or_default(),
+                Target::Stream(id) => guesses.entry(*id).or_default(),
             };
             if let Some(expected) = append.conditions.expected.filter(|_| nth == 0) {
                 *last = Seq(expected.0.saturating_sub(1));
@@ -337,13 +352,14 @@ impl Guesses {
     }
 
     /// Records that get theirs later go by.
-    fn pass(&mut self, drafts: &[Draft<'_>]) {
-        if self.0.is_empty() {
+    fn pass(&self, drafts: &[Draft<'_>]) {
+        if !self.some.load(Ordering::Relaxed) {
             return;
         }
+        let mut guesses = hold(&self.last);
         for draft in drafts {
             if let Target::Stream(id) = draft.target
-                && let Some(last) = self.0.get_mut(&id)
+                && let Some(last) = guesses.get_mut(&id)
             {
                 *last = Seq(last.0.saturating_add(1));
             }
@@ -351,8 +367,8 @@ impl Guesses {
     }
 
     /// What was refused gets none.
-    pub(super) fn forget(&mut self) {
-        self.0.clear();
+    pub(super) fn forget(&self) {
+        hold(&self.last).clear();
     }
 }
 

@@ -4,7 +4,9 @@
 //! Nothing here knows what is committed: see [`Commit`]. So the order in which threads meet is
 //! checked by itself, with all there are.
 
-use super::sync::{Arc, Condvar, LINGER, Mutex, MutexGuard, hold, wait, wait_for_a_while};
+use super::sync::{
+    Arc, AtomicBool, Condvar, LINGER, Mutex, MutexGuard, Once, Ordering, hold, wait, yield_now,
+};
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
@@ -20,8 +22,9 @@ pub(super) trait Commit {
     /// What becomes of it.
     type Answer: Debug;
 
-    /// Commits a group; an answer for each, in order.
-    fn commit(&mut self, group: Vec<Self::Append>) -> Vec<Self::Answer>;
+    /// Commits a group, and hands an answer for each over, in order, as soon as all of them are known:
+    /// what is still to be done then need not be waited for by those who are answered.
+    fn commit(&mut self, group: Vec<Self::Append>, answer: &mut dyn FnMut(Vec<Self::Answer>));
 
     /// Bytes that it keeps in memory while it waits.
     fn len(append: &Self::Append) -> usize;
@@ -38,9 +41,9 @@ pub(super) trait Commit {
 pub(super) struct Commits<C: Commit> {
     core: Mutex<C>,
     queue: Mutex<Queue<C>>,
-    /// The one who leads is done, or has been asked to hurry.
+    /// The one who leads is done.
     changed: Condvar,
-    /// Somebody has handed in.
+    /// Somebody has handed in while a thread had nothing to do.
     arrived: Condvar,
 }
 
@@ -53,8 +56,9 @@ struct Queue<C: Commit> {
     group: Arc<Group<C::Answer>>,
     /// Somebody commits the group before.
     leading: bool,
-    /// How many whoever leads waits for before it begins.
-    awaited: usize,
+    /// How many wait for whoever leads to be done. Nobody is notified where nobody waits: that is a
+    /// system call.
+    turns_wanted: usize,
     /// How many threads of [`serve`](Commits::serve) have nothing to do.
     idle: usize,
     /// How many there were in the group before.
@@ -68,34 +72,24 @@ struct Queue<C: Commit> {
 /// Those who are answered together.
 #[derive(Debug)]
 struct Group<A> {
-    state: Mutex<Answers<A>>,
-    answered: Condvar,
-}
-
-#[derive(Debug)]
-struct Answers<A> {
-    /// By the order in which they were handed in, each taken by whoever it is for.
-    given: Option<Vec<Option<A>>>,
+    /// The answers, by the order in which they were handed in, each taken by whoever it is for.
+    given: Once<Vec<Mutex<Option<A>>>>,
     /// Somebody waits for its turn to lead this group.
-    has_leader: bool,
-    wakers: Vec<Waker>,
+    has_leader: AtomicBool,
+    wakers: Mutex<Vec<Waker>>,
 }
 
 impl<A> Default for Group<A> {
     fn default() -> Self {
-        let state = Answers { given: None, has_leader: false, wakers: Vec::new() };
-        Self { state: Mutex::new(state), answered: Condvar::new() }
+        Self { given: Once::new(), has_leader: AtomicBool::new(false), wakers: Mutex::new(Vec::new()) }
     }
 }
 
 impl<A> Group<A> {
     /// Gives everybody the answer.
     fn answer(&self, given: Vec<A>) {
-        let mut answers = hold(&self.state);
-        answers.given = Some(given.into_iter().map(Some).collect());
-        let wakers = std::mem::take(&mut answers.wakers);
-        drop(answers);
-        self.answered.notify_all();
+        self.given.set(given.into_iter().map(|answer| Mutex::new(Some(answer))).collect());
+        let wakers = std::mem::take(&mut *hold(&self.wakers));
         wakers.into_iter().for_each(Waker::wake);
     }
 }
@@ -114,7 +108,7 @@ impl<C: Commit> Commits<C> {
             len: 0,
             group: Arc::default(),
             leading: false,
-            awaited: 0,
+            turns_wanted: 0,
             idle: 0,
             before: 0,
             in_vain: 0,
@@ -139,9 +133,9 @@ impl<C: Commit> Commits<C> {
         queue.len += C::len(&append);
         queue.waiting.push(append);
         let place = Place { group: Arc::clone(&queue.group), nth: queue.waiting.len() - 1 };
-        let wanted = queue.idle > 0 || (queue.awaited > 0 && queue.waiting.len() >= queue.awaited);
+        let idle = queue.idle > 0;
         drop(queue);
-        if wanted {
+        if idle {
             self.arrived.notify_all();
         }
         place
@@ -156,7 +150,7 @@ impl<C: Commit> Commits<C> {
     pub(super) fn flush(&self) {
         let mut queue = hold(&self.queue);
         while queue.leading || !queue.waiting.is_empty() {
-            queue = if queue.leading { wait(&self.changed, queue) } else { self.lead(queue) };
+            queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
         }
     }
 
@@ -166,7 +160,7 @@ impl<C: Commit> Commits<C> {
         let mut queue = hold(&self.queue);
         loop {
             if !queue.waiting.is_empty() {
-                queue = if queue.leading { wait(&self.changed, queue) } else { self.lead(queue) };
+                queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
             } else if stop() {
                 return;
             } else {
@@ -187,34 +181,25 @@ impl<C: Commit> Commits<C> {
     /// Waits until it is answered; leads its group, where nobody else is about to.
     pub(super) fn wait(&self, place: Place<C>) -> C::Answer {
         let Place { group, nth } = place;
-        let mut answers = hold(&group.state);
-        if answers.given.is_none() && !answers.has_leader {
-            answers.has_leader = true;
-            drop(answers);
+        if group.given.get().is_none() && !group.has_leader.swap(true, Ordering::SeqCst) {
             let mut queue = hold(&self.queue);
             // Unless it is committed already, or was by somebody who waits for nothing in it.
             while Arc::ptr_eq(&queue.group, &group) {
-                queue = if queue.leading { wait(&self.changed, queue) } else { self.lead(queue) };
-            }
-            drop(queue);
-            answers = hold(&group.state);
-        }
-        loop {
-            match answers.given.as_mut() {
-                Some(given) => return take(given, nth).unwrap_or_else(C::lost),
-                None => answers = wait(&group.answered, answers),
+                queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
             }
         }
+        take(group.given.wait(), nth).unwrap_or_else(C::lost)
     }
 
     /// The same for a task, which does not lead: somebody has to [`serve`](Self::serve).
     pub(super) fn poll(place: &Place<C>, context: &Context<'_>) -> Poll<C::Answer> {
-        let mut answers = hold(&place.group.state);
-        if let Some(given) = answers.given.as_mut() {
+        // Asked for while the wakers are held, so that whoever answers finds this one among them.
+        let mut wakers = hold(&place.group.wakers);
+        if let Some(given) = place.group.given.get() {
             return Poll::Ready(take(given, place.nth).unwrap_or_else(C::lost));
         }
-        if !answers.wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-            answers.wakers.push(context.waker().clone());
+        if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            wakers.push(context.waker().clone());
         }
         Poll::Pending
     }
@@ -229,18 +214,36 @@ impl<C: Commit> Commits<C> {
         (queue.len, queue.before) = (0, appends.len());
         drop(queue);
         let count = appends.len();
-        let given = {
+        let mut given = false;
+        let mut answer = |answers: Vec<C::Answer>| {
+            given = true;
+            C::answered(count);
+            group.answer(answers);
+        };
+        {
             let mut core = hold(&self.core);
             // A bug must not keep anybody waiting for ever, and what is behind the queue has to tell by
             // itself what is left of it.
-            catch_unwind(AssertUnwindSafe(|| core.commit(appends))).unwrap_or_default()
-        };
-        // Whoever leads next begins while the others are still being woken.
-        hold(&self.queue).leading = false;
-        self.changed.notify_all();
-        C::answered(count);
-        group.answer(given);
-        hold(&self.queue)
+            let _ = catch_unwind(AssertUnwindSafe(|| core.commit(appends, &mut answer)));
+        }
+        if !given {
+            C::answered(count);
+            group.answer(Vec::new());
+        }
+        let mut queue = hold(&self.queue);
+        queue.leading = false;
+        if queue.turns_wanted > 0 {
+            self.changed.notify_all();
+        }
+        queue
+    }
+
+    /// Waits until whoever leads is done.
+    fn wait_for_turn<'q>(&'q self, mut queue: MutexGuard<'q, Queue<C>>) -> MutexGuard<'q, Queue<C>> {
+        queue.turns_wanted += 1;
+        queue = wait(&self.changed, queue);
+        queue.turns_wanted -= 1;
+        queue
     }
 
     /// Waits a moment for those who were answered a moment ago and are about to hand in again: a sync
@@ -255,10 +258,14 @@ impl<C: Commit> Commits<C> {
             queue.skip -= 1;
             return queue;
         }
-        queue.awaited = wanted;
-        queue =
-            wait_for_a_while(&self.queue, &self.arrived, queue, LINGER, |queue| queue.waiting.len() < wanted);
-        queue.awaited = 0;
+        for _ in 0..LINGER {
+            if queue.waiting.len() >= wanted {
+                break;
+            }
+            drop(queue);
+            yield_now();
+            queue = hold(&self.queue);
+        }
         if queue.waiting.len() >= wanted {
             queue.in_vain = 0;
         } else {
@@ -269,8 +276,8 @@ impl<C: Commit> Commits<C> {
     }
 }
 
-fn take<A>(given: &mut [Option<A>], nth: usize) -> Option<A> {
-    given.get_mut(nth).and_then(Option::take)
+fn take<A>(given: &[Mutex<Option<A>>], nth: usize) -> Option<A> {
+    given.get(nth).and_then(|answer| hold(answer).take())
 }
 
 #[cfg(test)]
@@ -279,10 +286,9 @@ mod tests {
     use std::task::Wake;
 
     #[cfg(shuttle)]
-    use shuttle::{sync::atomic::AtomicBool, thread};
-    use std::sync::atomic::Ordering;
+    use shuttle::thread;
     #[cfg(not(shuttle))]
-    use std::{sync::atomic::AtomicBool, thread};
+    use std::thread;
 
     /// Runs it in many orders of its threads: where they are the scheduler's, in ones chosen by chance and
     /// in those with few changes between threads.
@@ -317,7 +323,7 @@ mod tests {
         type Append = u32;
         type Answer = Told;
 
-        fn commit(&mut self, group: Vec<u32>) -> Vec<Told> {
+        fn commit(&mut self, group: Vec<u32>, answer: &mut dyn FnMut(Vec<Told>)) {
             assert!(!group.is_empty(), "nobody leads for nothing");
             // Others hand in meanwhile.
             thread::yield_now();
@@ -331,7 +337,8 @@ mod tests {
                 answers.push(if self.poisoned { Told::Poisoned } else { Told::At(self.committed.len()) });
                 self.committed.extend((!self.poisoned).then_some(append));
             }
-            answers
+            answer(answers);
+            thread::yield_now();
         }
 
         fn len(append: &u32) -> usize {

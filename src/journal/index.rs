@@ -33,48 +33,74 @@ pub(crate) fn add(index: &mut Footer, offset: u64, header: &BatchHeader, body: &
     if let Some(flaw) = Records::new(header, body).find_map(Result::err) {
         return Err(flaw);
     }
+    add_whole(index, offset, header, body)
+}
+
+/// The same for a body that is known to be made of records.
+pub(crate) fn add_whole(
+    index: &mut Footer,
+    offset: u64,
+    header: &BatchHeader,
+    body: &[u8],
+) -> Result<(), Flaw> {
     let at = u32::try_from(offset).map_err(|_| Flaw::Limit("a batch stands beyond 4 GiB"))?;
-    for record in Records::new(header, body).flatten() {
-        let (time, term) = (record.time, record.term.unwrap_or(0));
+    let before = index.records;
+    let mut records = Records::new(header, body).flatten().peekable();
+    while let Some(first) = records.next() {
         if index.records == 0 {
-            (index.min_time, index.max_time) = (time, time);
+            (index.min_time, index.max_time) = (first.time, first.time);
         }
-        index.records += 1;
-        index.min_time = index.min_time.min(time);
-        index.max_time = index.max_time.max(time);
-        index.term = index.term.max(term);
-        let entry = index.streams.entry(record.stream).or_insert_with(|| StreamEntry {
-            first_seq: record.seq,
-            last_seq: record.seq,
-            last_position: record.position,
+        if let Some(name) = first.opens {
+            insert_sorted(&mut index.names, (name_hash(name), first.stream));
+            let open = OpenStream { last_seq: Seq::ZERO, last_position: Position::ZERO, term: 0 };
+            index.open.insert(first.stream, open);
+        }
+        let entry = index.streams.entry(first.stream).or_insert_with(|| StreamEntry {
+            first_seq: first.seq,
+            last_seq: first.seq,
+            last_position: first.position,
             term: 0,
             closed: false,
             batches: Vec::new(),
         });
         if entry.batches.last().is_none_or(|(last, _)| *last != at) {
-            entry.batches.push((at, record.seq));
+            entry.batches.push((at, first.seq));
         }
-        (entry.last_seq, entry.last_position) = (record.seq, record.position);
-        entry.term = entry.term.max(term);
-        entry.closed |= record.closes;
-        if let Some(name) = record.opens {
-            insert_sorted(&mut index.names, (name_hash(name), record.stream));
-            let open = OpenStream { last_seq: Seq::ZERO, last_position: Position::ZERO, term: 0 };
-            index.open.insert(record.stream, open);
+        let mut open = index.open.get_mut(&first.stream);
+        let mut closed = false;
+        let mut record = first;
+        // Records of one stream mostly stand side by side.
+        loop {
+            let term = record.term.unwrap_or(0);
+            index.records += 1;
+            index.min_time = index.min_time.min(record.time);
+            index.max_time = index.max_time.max(record.time);
+            index.term = index.term.max(term);
+            (entry.last_seq, entry.last_position) = (record.seq, record.position);
+            entry.term = entry.term.max(term);
+            if let Some(open) = open.as_mut().filter(|_| !closed) {
+                (open.last_seq, open.last_position) = (record.seq, record.position);
+                open.term = open.term.max(term);
+            }
+            closed |= record.closes;
+            if let Some(key) = record.key {
+                index.keys.insert((name_hash(key), record.position));
+            }
+            match records.next_if(|next| next.stream == first.stream && next.opens.is_none()) {
+                Some(next) => record = next,
+                None => break,
+            }
         }
-        if let Some(open) = index.open.get_mut(&record.stream) {
-            (open.last_seq, open.last_position) = (record.seq, record.position);
-            open.term = open.term.max(term);
-        }
-        if record.closes {
-            index.open.remove(&record.stream);
-        }
-        if let Some(key) = record.key {
-            index.keys.insert((name_hash(key), record.position));
+        entry.closed |= closed;
+        if closed {
+            index.open.remove(&first.stream);
         }
     }
     if index.positions.last().is_none_or(|(_, last)| offset - last >= POSITION_STRIDE) {
         index.positions.push((header.first_position, offset));
+    }
+    if index.records - before != u64::from(header.count) {
+        return Err(Flaw::Garbage("the batch has other records than its header says"));
     }
     index.batches += 1;
     index.last_position = header.last_position();

@@ -232,19 +232,32 @@ impl MarkFile {
             None => entropy.number()? >> 1,
         };
         let mut mark = Mark { counter, session: self.session, inode: self.inode, ..mark };
-        let first = if view.best.is_none() { 0 } else { view.next_slot };
-        self.write_slot(first, &mark)?;
-        let other = 1 - first;
-        if view.damaged[other] || view.best.is_none() {
+        let mut raw = view.raw;
+        let mut last = if view.best.is_none() { 0 } else { view.next_slot };
+        self.write_slot(last, &mark, &mut raw)?;
+        if view.damaged[1 - last] || view.best.is_none() {
             mark.counter = mark.counter.wrapping_add(1);
-            self.write_slot(other, &mark)?;
+            last = 1 - last;
+            self.write_slot(last, &mark, &mut raw)?;
         }
         self.file.write_at(&[0; Busy::LEN], BUSY_OFFSET)?;
-        self.read_once()
+        raw[2 * Mark::LEN..].fill(0);
+        // What is there now: nobody else writes to it under the lock.
+        Ok(MarkView {
+            standing: Standing::Current,
+            best: Some(mark),
+            activity: Activity::None,
+            damaged: [false; 2],
+            next_slot: 1 - last,
+            raw,
+        })
     }
 
-    fn write_slot(&self, slot: usize, mark: &Mark) -> Result<()> {
-        self.file.write_at(&mark.encode(), MARK_SLOT_OFFSETS[slot])
+    fn write_slot(&self, slot: usize, mark: &Mark, raw: &mut Raw) -> Result<()> {
+        let bytes = mark.encode();
+        self.file.write_at(&bytes, MARK_SLOT_OFFSETS[slot])?;
+        raw[slot * Mark::LEN..(slot + 1) * Mark::LEN].copy_from_slice(&bytes);
+        Ok(())
     }
 }
 
@@ -318,7 +331,7 @@ impl Lock {
     }
 
     fn is_current(&self, disk: &dyn Disk) -> Result<bool> {
-        Ok(disk.stat(&lock_name())?.is_some_and(|named| (named.device, named.inode) == self.place))
+        disk.is_named(&lock_name(), self.place.0, self.place.1)
     }
 }
 

@@ -190,7 +190,7 @@ pub(crate) struct Journal(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     commits: Commits<Core>,
-    guesses: Mutex<Guesses>,
+    guesses: Guesses,
     told: Arc<Told>,
 }
 
@@ -215,8 +215,8 @@ impl Commit for Core {
     type Append = Waiting;
     type Answer = Answer;
 
-    fn commit(&mut self, group: Vec<Waiting>) -> Vec<Answer> {
-        Self::commit(self, group)
+    fn commit(&mut self, group: Vec<Waiting>, answer: &mut dyn FnMut(Vec<Answer>)) {
+        Self::commit(self, group, answer);
     }
 
     fn len(append: &Waiting) -> usize {
@@ -259,7 +259,7 @@ impl Journal {
         let mut core = Core::open(disk, clock, entropy, options)?;
         let report = core.locked(|_, report| Ok(report.clone()))?;
         let told = Arc::clone(&core.told);
-        let shared = Shared { commits: Commits::new(core), guesses: Mutex::default(), told };
+        let shared = Shared { commits: Commits::new(core), guesses: Guesses::default(), told };
         Ok((Self(Arc::new(shared)), report))
     }
 
@@ -376,7 +376,7 @@ impl Shared {
     /// Passes an answer on.
     fn heard(&self, answer: Answer) -> Answer {
         if answer.is_err() {
-            hold(&self.guesses).forget();
+            self.guesses.forget();
         }
         answer
     }

@@ -2,14 +2,79 @@
 //! scheduler that tries the orders in which threads can meet.
 
 #[cfg(shuttle)]
-pub(super) use shuttle::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::sync::PoisonError;
+pub(super) use shuttle::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::yield_now,
+};
+use std::sync::{OnceLock, PoisonError};
 #[cfg(not(shuttle))]
-pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+pub(super) use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::yield_now,
+};
 
-/// How long whoever leads waits for others at most.
-pub(super) const LINGER: Duration = Duration::from_micros(100);
+/// A value that is set once, and waited for by many: nobody needs a lock to look at it, so that those
+/// who are woken do not wait for each other.
+#[derive(Debug)]
+pub(super) struct Once<T> {
+    value: OnceLock<T>,
+    #[cfg(shuttle)]
+    set: (Mutex<bool>, Condvar),
+}
+
+#[cfg(not(shuttle))]
+impl<T> Once<T> {
+    pub(super) const fn new() -> Self {
+        Self { value: OnceLock::new() }
+    }
+
+    pub(super) fn set(&self, value: T) {
+        let _ = self.value.set(value);
+    }
+
+    pub(super) fn get(&self) -> Option<&T> {
+        self.value.get()
+    }
+
+    pub(super) fn wait(&self) -> &T {
+        self.value.wait()
+    }
+}
+
+#[cfg(shuttle)]
+impl<T> Once<T> {
+    pub(super) fn new() -> Self {
+        Self { value: OnceLock::new(), set: (Mutex::new(false), Condvar::new()) }
+    }
+
+    pub(super) fn set(&self, value: T) {
+        let _ = self.value.set(value);
+        *hold(&self.set.0) = true;
+        self.set.1.notify_all();
+    }
+
+    pub(super) fn get(&self) -> Option<&T> {
+        self.value.get().filter(|_| *hold(&self.set.0))
+    }
+
+    pub(super) fn wait(&self) -> &T {
+        let mut set = hold(&self.set.0);
+        while !*set {
+            set = wait(&self.set.1, set);
+        }
+        self.value.wait()
+    }
+}
+
+/// How often whoever leads gives way to others at most before it begins: some 100 µs where there are
+/// none, as long as a short sync takes.
+pub(super) const LINGER: usize = if cfg!(shuttle) { 2 } else { 250 };
 
 /// Holds a lock. No code that holds one of these panics half-way through a change; the data is whole.
 pub(super) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -19,38 +84,4 @@ pub(super) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Waits to be notified.
 pub(super) fn wait<'m, T>(condition: &Condvar, guard: MutexGuard<'m, T>) -> MutexGuard<'m, T> {
     condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Waits at most so long, and as long as it has to.
-#[cfg(not(shuttle))]
-pub(super) fn wait_for_a_while<'m, T>(
-    _mutex: &'m Mutex<T>,
-    condition: &Condvar,
-    guard: MutexGuard<'m, T>,
-    most: Duration,
-    has_to: impl Fn(&T) -> bool,
-) -> MutexGuard<'m, T> {
-    let waited = condition.wait_timeout_while(guard, most, |value| has_to(value));
-    waited.unwrap_or_else(PoisonError::into_inner).0
-}
-
-/// The same where time is not what ends it: others get their turn, or do not.
-#[cfg(shuttle)]
-pub(super) fn wait_for_a_while<'m, T>(
-    mutex: &'m Mutex<T>,
-    _condition: &Condvar,
-    guard: MutexGuard<'m, T>,
-    _most: Duration,
-    has_to: impl Fn(&T) -> bool,
-) -> MutexGuard<'m, T> {
-    let mut guard = guard;
-    for _ in 0..2 {
-        if !has_to(&guard) {
-            break;
-        }
-        drop(guard);
-        shuttle::thread::yield_now();
-        guard = hold(mutex);
-    }
-    guard
 }

@@ -210,7 +210,7 @@ impl View {
 
     /// Adds a batch that this process has just made durable.
     pub(crate) fn added(&mut self, offset: u64, header: &BatchHeader, body: &[u8]) -> Result<()> {
-        index::add(&mut self.index, offset, header, body).map_err(|flaw| {
+        index::add_whole(&mut self.index, offset, header, body).map_err(|flaw| {
             Error::new(
                 ErrorKind::Misuse,
                 format!("a batch of one's own cannot be read back: {}", flaw.describe()),

@@ -14,6 +14,8 @@ impl Core {
     pub(super) fn check(&mut self, group: &mut Group, append: &mut Waiting) -> Result<Seq> {
         let mut opened: Option<Seq> = None;
         let mut last_seq = Seq::ZERO;
+        // The stream of the record before, and those before it: records of one mostly stand side by side.
+        let mut current: Option<(StreamId, Seq)> = None;
         let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
         let mut names = Vec::new();
         let expected = append.conditions.expected;
@@ -36,15 +38,21 @@ impl Core {
                     seq
                 }
                 Target::Stream(id) => {
-                    let last = match streams.get(id).or_else(|| group.streams.get(id)) {
-                        Some(seq) => *seq,
-                        None => match self.view()?.stream(*id)? {
-                            Some(state) => state.last_seq,
-                            None => return Err(Error::misuse(format!("there is no stream {id}"))),
-                        },
+                    let last = match current {
+                        Some((before, seq)) if before == *id => seq,
+                        _ => {
+                            streams.extend(current.take());
+                            match streams.get(id).or_else(|| group.streams.get(id)) {
+                                Some(seq) => *seq,
+                                None => match self.view()?.stream(*id)? {
+                                    Some(state) => state.last_seq,
+                                    None => return Err(Error::misuse(format!("there is no stream {id}"))),
+                                },
+                            }
+                        }
                     };
                     let seq = next_seq(last)?;
-                    streams.insert(*id, seq);
+                    current = Some((*id, seq));
                     seq
                 }
             };
@@ -65,6 +73,7 @@ impl Core {
         }
         self.check_term(group, append)?;
         group.streams.extend(streams);
+        group.streams.extend(current);
         group.ended.extend(append.ends);
         group.names.extend(names);
         group.keys.extend(append.conditions.key.clone());

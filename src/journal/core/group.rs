@@ -93,12 +93,12 @@ impl Group {
 }
 
 impl Core {
-    /// Commits as many groups as it takes. An answer for each append.
-    pub(in crate::journal) fn commit(&mut self, appends: Vec<Waiting>) -> Vec<Answer> {
+    /// Commits as many groups as it takes, and answers as soon as the last one is durable.
+    pub(in crate::journal) fn commit(&mut self, appends: Vec<Waiting>, answer: &mut dyn FnMut(Vec<Answer>)) {
         let mut answers: Vec<Option<Answer>> = Vec::new();
         answers.resize_with(appends.len(), || None);
-        let mut tell = |i: usize, answer: Answer| answers[i] = Some(answer);
         let result = self.locked(|core, _| {
+            let mut tell = |i: usize, answer: Answer| answers[i] = Some(answer);
             let mut group = Group::default();
             for (i, append) in appends.into_iter().enumerate() {
                 if let Err(error) = core.gather(&mut group, i, append, &mut tell) {
@@ -108,12 +108,20 @@ impl Core {
                     tell(i, Err(error));
                 }
             }
-            core.flush(&mut group, &mut tell)
+            let batches = core.make_durable(&mut group, &mut tell)?;
+            if answers.iter().all(Option::is_some) {
+                answer(answers.drain(..).flatten().collect());
+            }
+            core.note(batches)
         });
+        if !answers.is_empty() {
+            // Whoever has no answer by now shares the fate of the turn as a whole.
+            let mut shared = result.err();
+            let all =
+                answers.into_iter().map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared))));
+            answer(all.collect());
+        }
         self.told.bell.ring();
-        // Whoever has no answer by now shares the fate of the turn as a whole.
-        let mut shared = result.err();
-        answers.into_iter().map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared)))).collect()
     }
 
     /// Checks an append and adds it to the group, rolling first where it does not fit.
@@ -153,7 +161,7 @@ impl Core {
         // There is always one behind the last.
         let last = Position(before.saturating_add(count as u64));
         next(last)?;
-        let stream = match append.targets().next() {
+        let stream = match append.first_target() {
             Some(Target::Stream(id)) => *id,
             _ => StreamId(first.0),
         };
@@ -176,11 +184,17 @@ impl Core {
         Ok(())
     }
 
-    /// One write, one sync, for all that was gathered.
+    /// Makes all that was gathered durable, and goes on.
     fn flush(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<()> {
+        let batches = self.make_durable(group, tell)?;
+        self.note(batches)
+    }
+
+    /// One write, one sync, for all that was gathered. What it gives is still to be [noted](Self::note).
+    fn make_durable(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<Vec<Batch>> {
         group.close(&self.view()?.spot)?;
         let Group { mut batches, len, .. } = std::mem::take(group);
-        let Some(last) = batches.last() else { return Ok(()) };
+        let Some(last) = batches.last() else { return Ok(batches) };
         let (position, chain) = (last.header.last_position(), last.header.chain);
         let sync_ns = self.guard(|core| {
             let clock = Arc::clone(&core.clock);
@@ -201,9 +215,16 @@ impl Core {
         observe::committed(&observe::Committed { appends, records, bytes: len, position, sync_ns });
         self.written.groups += 1;
         self.written.len += len;
+        for batch in &batches {
+            batch.members.iter().for_each(|member| tell(member.nth, Ok(member.receipt(batch.header.chain))));
+        }
+        Ok(batches)
+    }
+
+    /// Adds to the index what was made durable.
+    fn note(&mut self, batches: Vec<Batch>) -> Result<()> {
         for batch in batches {
             self.view()?.added(batch.offset, &batch.header, batch.frame.body())?;
-            batch.members.iter().for_each(|member| tell(member.nth, Ok(member.receipt(batch.header.chain))));
             let buffer = batch.frame.into_buffer();
             if self.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
                 self.buffer = buffer;
