@@ -368,3 +368,48 @@ pub(crate) fn create_mark(disk: &dyn Disk) -> Result<MarkFile> {
     MarkFile::open(disk, Open::Write)?
         .ok_or_else(|| Error::new(ErrorKind::Io, format!("{} went away while it was made", mark_name())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SeededEntropy;
+    use crate::disk::sim::SimWorld;
+    use crate::position::Position;
+
+    /// What a publication is thought to have left is not read back.
+    #[test]
+    fn what_was_published_is_what_a_look_finds() {
+        let disk = SimWorld::new().process(1);
+        disk.create_dir(FOLDER).unwrap();
+        let file = create_mark(&disk).unwrap();
+        let entropy = SeededEntropy::new(1);
+        let mut view = file.read().unwrap();
+        for n in 1..9_u64 {
+            if n % 4 == 0 {
+                // A slot is damaged, the older one and then the newer.
+                let slot = if n == 4 { view.next_slot } else { 1 - view.next_slot };
+                file.file.write_at(b"x", MARK_SLOT_OFFSETS[slot] + 20).unwrap();
+                view = file.read().unwrap();
+                assert!(view.damaged[slot], "{n}");
+            }
+            file.set_busy(Phase::Committing, Time(5)).unwrap();
+            let mark = Mark {
+                counter: 0,
+                session: Session::default(),
+                inode: 0,
+                journal: [7; 16],
+                segment: 3,
+                end: 2_000 + n,
+                position: Position(n),
+                chain: [9; 32],
+            };
+            let before = view.best;
+            view = file.publish(&view, mark, &entropy).unwrap();
+            let found = file.read().unwrap();
+            assert!(view.same(&found) && view.is_current(), "{n}: {view:?} {found:?}");
+            assert_eq!((view.best, view.damaged, view.next_slot), (found.best, [false; 2], found.next_slot));
+            assert_eq!(view.best.map(|best| best.position), Some(Position(n)));
+            assert!(before.is_none_or(|before| view.best.is_some_and(|best| best.counter > before.counter)));
+        }
+    }
+}

@@ -92,6 +92,7 @@ pub mod conformance {
         many_bytes_go_in_one_call,
         reading_handles_do_not_write,
         rename_moves,
+        a_name_stands_for_its_file,
         rename_replaces_only_if_told,
         rename_goes_across_directories,
         rename_refuses_what_makes_no_sense,
@@ -290,6 +291,19 @@ pub mod conformance {
         }
         assert!(must(disk.one.rename("c", "c", true)), "a file may replace itself");
         assert_eq!(get(&*disk.one, "c"), b"abc");
+    }
+
+    fn a_name_stands_for_its_file(disk: &Pair) {
+        must(disk.one.create_dir("d"));
+        let place = must(put(&*disk.one, "d/a", b"abc").stat());
+        put(&*disk.one, "d/b", b"abc");
+        let named = |name: &str| must(disk.other.is_named(name, place.device, place.inode));
+        assert!(named("d/a") && !named("d/b") && !named("d/c") && !named("e/a") && !named("d/b/a"));
+        assert!(!must(disk.one.is_named("d/a", place.device + 1, place.inode)));
+        must(disk.one.rename("d/a", "d/c", false));
+        assert!(named("d/c") && !named("d/a"));
+        must(disk.one.rename("d/b", "d/c", true));
+        assert!(!named("d/c"));
     }
 
     fn rename_replaces_only_if_told(disk: &Pair) {
