@@ -156,6 +156,7 @@ impl<C: Commit> Commits<C> {
 
     /// Commits whatever is handed in until `stop` says so, and then what is left. [`nudge`](Self::nudge)
     /// has it asked.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only tasks are served"))]
     pub(super) fn serve(&self, stop: &dyn Fn() -> bool) {
         let mut queue = hold(&self.queue);
         loop {
@@ -172,6 +173,7 @@ impl<C: Commit> Commits<C> {
     }
 
     /// Has every thread in [`serve`](Self::serve) ask whether to stop.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only tasks are served"))]
     pub(super) fn nudge(&self) {
         // Whoever is about to wait holds the queue.
         drop(hold(&self.queue));
@@ -192,6 +194,7 @@ impl<C: Commit> Commits<C> {
     }
 
     /// The same for a task, which does not lead: somebody has to [`serve`](Self::serve).
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only tasks are served"))]
     pub(super) fn poll(place: &Place<C>, context: &Context<'_>) -> Poll<C::Answer> {
         // Asked for while the wakers are held, so that whoever answers finds this one among them.
         let mut wakers = hold(&place.group.wakers);
@@ -443,7 +446,7 @@ mod tests {
                 thread::spawn(move || commits.flush())
             };
             thread::yield_now();
-            drop(commits.wait(commits.hand_in(2)));
+            let _ = commits.wait(commits.hand_in(2));
             other.join().unwrap();
             assert_eq!(commits.core().committed, [1, 2]);
         });
@@ -522,7 +525,9 @@ mod tests {
         let commits = commits(Fake::default());
         let together = |count: u32| {
             let places: Vec<_> = (0..count).map(|n| commits.hand_in(n)).collect();
-            places.into_iter().for_each(|place| drop(commits.wait(place)));
+            places.into_iter().for_each(|place| {
+                commits.wait(place);
+            });
         };
         #[cfg(shuttle)]
         let _ = together;

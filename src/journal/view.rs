@@ -70,15 +70,14 @@ impl View {
         writable: bool,
     ) -> Result<Self> {
         let header = segment.header;
-        let (index, spot) = match index::of_beginning(&*disk, &segment, bound)? {
-            Some(begun) => begun,
-            None => {
-                let before = match segment.number() {
-                    1 => Footer::default(),
-                    number => index::of_sealed(&*disk, &header.journal, number - 1, Some(header), writable)?,
-                };
-                (index::empty(&header, before.open, before.term), Spot::start(&header))
-            }
+        let (index, spot) = if let Some(begun) = index::of_beginning(&*disk, &segment, bound)? {
+            begun
+        } else {
+            let before = match segment.number() {
+                1 => Footer::default(),
+                number => index::of_sealed(&*disk, &header.journal, number - 1, Some(header), writable)?,
+            };
+            (index::empty(&header, before.open, before.term), Spot::start(&header))
         };
         let kept = if index.batches > 0 { spot.offset } else { 0 };
         Ok(Self {

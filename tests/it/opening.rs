@@ -200,7 +200,7 @@ fn an_index_goes_when_its_segment_has_a_footer() {
     stage.close(writer);
     let names = stage.world.names();
     let kept: Vec<_> = names.iter().filter(|name| name.starts_with("cache/index/")).collect();
-    let segments = names.iter().filter(|name| name.ends_with(".seg")).count();
+    let segments = names.iter().filter(|name| name.starts_with("journal/00")).count();
     assert!(segments > 3 && kept.len() <= 1, "{segments} segments, {kept:?}");
     is_fine(&stage);
 }
