@@ -221,17 +221,20 @@ impl Core {
         Ok(batches)
     }
 
-    /// Adds to the index what was made durable.
+    /// Adds to the index what was made durable. Without that nothing more may be written: it would stand
+    /// in the same place.
     fn note(&mut self, batches: Vec<Batch>) -> Result<()> {
-        for batch in batches {
-            self.view()?.added(batch.offset, &batch.header, batch.frame.body())?;
-            let buffer = batch.frame.into_buffer();
-            if self.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
-                self.buffer = buffer;
+        self.guard(|core| {
+            for batch in batches {
+                core.view()?.added(batch.offset, &batch.header, batch.frame.body())?;
+                let buffer = batch.frame.into_buffer();
+                if core.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
+                    core.buffer = buffer;
+                }
             }
-        }
-        self.keep_index(false);
-        Ok(())
+            core.keep_index(false);
+            Ok(())
+        })
     }
 }
 
