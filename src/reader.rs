@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::Result;
 pub(crate) use crate::journal::read::RawRecord;
-use crate::journal::read::{ReadHandle, Walked, Walker, owned_records};
+use crate::journal::read::{Batch, ReadHandle, Walked, Walker};
 use crate::journal::segment::Damage;
 use crate::journal::verify::{Verification, verify};
 use crate::position::{Position, Seq, StreamId, Time};
@@ -36,13 +36,35 @@ pub(crate) struct Reader {
     pub(crate) clock: Arc<dyn Clock>,
 }
 
-/// Where a sequential read is.
+/// What reading batch by batch gives.
 #[derive(Debug)]
-pub(crate) struct Sequence {
+pub(crate) enum Lent<'a> {
+    Batch(Batch<'a>),
+    Damage(Damage),
+}
+
+/// Where a read in order is, batch by batch.
+#[derive(Debug)]
+pub(crate) struct Scan {
     walker: Walker,
     from: Position,
+    /// How much of the damage at the end was told.
+    told: usize,
+}
+
+/// The same record by record. Digests and the records' own checksums are compared too: nothing that
+/// happens to bytes by accident shows there alone.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    scan: Scan,
     ready: VecDeque<Item>,
-    told_end: bool,
+}
+
+impl Sequence {
+    fn new(walker: Walker, from: Position) -> Self {
+        let walker = walker.with_digests();
+        Self { scan: Scan { walker, from, told: 0 }, ready: VecDeque::new() }
+    }
 }
 
 impl Reader {
@@ -52,8 +74,13 @@ impl Reader {
 
     /// Begins to read in order, with the record at `from`.
     pub(crate) fn sequence(&mut self, from: Position) -> Result<Sequence> {
-        let walker = Walker::from(&mut self.handle, from)?.with_digests();
-        Ok(Sequence { walker, from, ready: VecDeque::new(), told_end: false })
+        Ok(Sequence::new(Walker::from(&mut self.handle, from)?, from))
+    }
+
+    /// The same batch by batch, by checksums alone: digests are not compared.
+    pub(crate) fn scan(&mut self, from: Position) -> Result<Scan> {
+        let walker = Walker::from(&mut self.handle, from)?;
+        Ok(Scan { walker, from, told: 0 })
     }
 
     /// Begins in the first segment that has records of `time` or later.
@@ -68,43 +95,51 @@ impl Reader {
                 }
             }
         }
-        let walker = Walker::from_segment(number).with_digests();
-        Ok(Sequence { walker, from: Position::ZERO, ready: VecDeque::new(), told_end: false })
+        Ok(Sequence::new(Walker::from_segment(number), Position::ZERO))
     }
 
     /// The next item; `None` at the durable end, as it was at the last [`refresh`](Self::refresh).
     pub(crate) fn next(&mut self, sequence: &mut Sequence) -> Result<Option<Item>> {
-        loop {
-            if let Some(item) = sequence.ready.pop_front() {
-                return Ok(Some(item));
-            }
-            match sequence.walker.step(&mut self.handle)? {
-                Some(Walked::Batch { place, header, body }) => {
-                    if header.last_position() < sequence.from {
-                        continue;
+        let Sequence { scan, ready } = sequence;
+        while ready.is_empty() {
+            match self.next_batch(scan)? {
+                Some(Lent::Batch(batch)) => match batch.checked(true)? {
+                    Ok(batch) => {
+                        ready.extend(batch.into_iter().flatten().map(|r| Item::Record(RawRecord::of(&r))));
                     }
-                    match owned_records(place, &header, body, true)? {
-                        Ok(records) => sequence.ready.extend(
-                            records.into_iter().filter(|r| r.position >= sequence.from).map(Item::Record),
-                        ),
-                        Err(mut damage) => {
-                            damage.accepted = self.handle.accepts(place.segment, &damage)?;
-                            sequence.ready.push_back(Item::Damage(damage));
-                        }
+                    Err(mut damage) => {
+                        damage.accepted = self.handle.accepts(damage.segment, &damage)?;
+                        return Ok(Some(Item::Damage(damage)));
                     }
-                }
-                Some(Walked::Damage(damage)) => return Ok(Some(Item::Damage(damage))),
-                None if !sequence.told_end => {
-                    sequence.told_end = true;
-                    sequence.ready.extend(self.handle.end_damage.iter().cloned().map(Item::Damage));
-                }
+                },
+                Some(Lent::Damage(damage)) => return Ok(Some(Item::Damage(damage))),
                 None => {
-                    sequence.walker.rest();
-                    sequence.ready.shrink_to(KEPT_ITEMS);
+                    ready.shrink_to(KEPT_ITEMS);
                     return Ok(None);
                 }
             }
         }
+        Ok(ready.pop_front())
+    }
+
+    /// The next batch, or what stands in its place.
+    pub(crate) fn next_batch<'s>(&mut self, scan: &'s mut Scan) -> Result<Option<Lent<'s>>> {
+        let (place, header) = loop {
+            match scan.walker.step(&mut self.handle)? {
+                Some(Walked::Batch { header, .. }) if header.last_position() < scan.from => {}
+                Some(Walked::Batch { place, header, .. }) => break (place, header),
+                Some(Walked::Damage(damage)) => return Ok(Some(Lent::Damage(damage))),
+                None => {
+                    let damage = self.handle.end_damage.get(scan.told).cloned();
+                    scan.told += usize::from(damage.is_some());
+                    if damage.is_none() {
+                        scan.walker.rest();
+                    }
+                    return Ok(damage.map(Lent::Damage));
+                }
+            }
+        };
+        Ok(Some(Lent::Batch(Batch::new(place, header, scan.walker.body(&header)).from(scan.from))))
     }
 
     /// The clock that never goes back.
@@ -150,13 +185,14 @@ impl Reader {
         let (mut next, mut last) = (from.max(Seq(1)), None);
         let mut explained = false;
         for place in places {
-            let records = match self.handle.batch(place)? {
-                Ok((header, body)) => owned_records(place, &header, &body, false)?,
-                Err(found) => Err(found),
+            let found = self.handle.batch(place)?;
+            let batch = match &found {
+                Ok((header, body)) => Batch::new(place, *header, body).checked(false)?,
+                Err(found) => Err(found.clone()),
             };
-            match records {
-                Ok(records) => {
-                    for record in records.into_iter().filter(|r| r.stream == id && r.seq >= from) {
+            match batch {
+                Ok(batch) => {
+                    for record in batch.into_iter().flatten().filter(|r| r.stream == id && r.seq >= from) {
                         if record.seq > next && !explained {
                             let missing = record.seq.0 - next.0;
                             let reason =
@@ -169,7 +205,7 @@ impl Reader {
                         }
                         explained = false;
                         (next, last) = (record.seq.next().unwrap_or(record.seq), Some(record.position));
-                        if !visit(record)? {
+                        if !visit(RawRecord::of(&record))? {
                             return Ok(damage);
                         }
                     }
@@ -188,6 +224,19 @@ impl Reader {
         Ok(damage)
     }
 
+    /// One record of a stream; `None` where the stream has none with this sequence. Where it may have
+    /// had one that cannot be read, that is an error.
+    pub(crate) fn record(&mut self, id: StreamId, seq: Seq) -> Result<Option<RawRecord>> {
+        match self.handle.record(id, seq)? {
+            Ok(Some(record)) => return Ok(Some(record)),
+            Ok(None) => {}
+            Err(damage) => return Err(damage.to_error()),
+        }
+        // Reading on from there tells why it is missing.
+        let damage = self.stream(id, seq, &mut |_| Ok(false))?;
+        damage.first().map_or(Ok(None), |damage| Err(damage.to_error()))
+    }
+
     /// Hands the first record of every stream on to `visit`, newest first, until that has enough. Goes
     /// back segment by segment, by their indexes. Answers with the damage behind which there may be
     /// others.
@@ -202,14 +251,15 @@ impl Reader {
         'all: for number in numbers.into_iter().rev() {
             let begun = self.handle.view().map_or(Ok(Vec::new()), |view| view.begun_in(number))?;
             for (id, place) in begun.into_iter().rev() {
-                let records = match self.handle.batch(place)? {
-                    Ok((header, body)) => owned_records(place, &header, &body, false)?,
-                    Err(met) => Err(met),
+                let found = self.handle.batch(place)?;
+                let batch = match &found {
+                    Ok((header, body)) => Batch::new(place, *header, body).checked(false)?,
+                    Err(met) => Err(met.clone()),
                 };
-                let first = records.map(|all| all.into_iter().find(|record| record.position.0 == id.0));
-                match first {
+                match batch.map(|batch| batch.into_iter().flatten().find(|record| record.position.0 == id.0))
+                {
                     Ok(Some(record)) => {
-                        if !visit(record)? {
+                        if !visit(RawRecord::of(&record))? {
                             reached = Position(id.0);
                             break 'all;
                         }

@@ -3,10 +3,10 @@
 use super::World;
 use super::subscription::{Cursor, Filter, Start, Subscription};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::{Damage, Verification};
+use crate::journal::{Batch, Damage, Verification, WireRecord};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::projection::{Parts, RunFold};
-use crate::reader::{Item, RawRecord, Reader, Sequence};
+use crate::reader::{Item, Lent, RawRecord, Reader, Scan, Sequence};
 use crate::record::{Body, Checkpoint, Id, Record, RunName, RunPrepared};
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +22,15 @@ pub struct Log {
 pub enum Entry {
     /// A record.
     Record(Record),
+    /// Something that cannot be read; what stands behind it can.
+    Damage(Damage),
+}
+
+/// What reading batch by batch gives.
+#[derive(Debug)]
+pub enum BatchEntry<'a> {
+    /// The records of a batch.
+    Batch(Batch<'a>),
     /// Something that cannot be read; what stands behind it can.
     Damage(Damage),
 }
@@ -138,6 +147,40 @@ impl Log {
         Ok(Records { log: self, sequence, only: None })
     }
 
+    /// The same as they stand in the journal, batch by batch: nothing is copied, and what a record
+    /// means is found out where [`Record::of`] is asked. Checksums are compared, over headers and bodies, and the chain from header
+    /// to header; not the digests of the bodies, so that what somebody changed on purpose, with its
+    /// checksum, is not told. [`verify`](Self::verify) tells it, and so does [`records`](Self::records).
+    ///
+    /// ```
+    /// # use runwal::engine::{BatchEntry, Engine, Options};
+    /// # use runwal::position::Position;
+    /// # use runwal::record::kind;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let (engine, _) = Engine::open(dir.path().join("data"), Options::default())?;
+    /// let mut log = engine.log()?;
+    /// let mut batches = log.batches(Position::ZERO)?;
+    /// let mut printed = 0;
+    /// while let Some(entry) = batches.next()? {
+    ///     match entry {
+    ///         BatchEntry::Batch(batch) => {
+    ///             for record in batch {
+    ///                 let record = record?;
+    ///                 if record.kind == kind::STDOUT {
+    ///                     printed += record.payload.len();
+    ///                 }
+    ///             }
+    ///         }
+    ///         BatchEntry::Damage(damage) => eprintln!("{}", damage.to_error()),
+    ///     }
+    /// }
+    /// # Ok::<(), runwal::Error>(())
+    /// ```
+    pub fn batches(&mut self, from: Position) -> Result<Batches<'_>> {
+        let scan = self.reader.scan(from)?;
+        Ok(Batches { log: self, scan })
+    }
+
     /// The records of one run, from its first on, in order; also those that are still to come.
     pub fn run_records(&mut self, run: &RunInfo) -> Result<Records<'_>> {
         let sequence = self.reader.sequence(Position(run.stream.0))?;
@@ -162,6 +205,17 @@ impl Log {
             let record = decode(raw)?;
             visit(&record)
         })
+    }
+
+    /// One record of a stream; `None` where the stream has no record with this sequence. The first one
+    /// in a part of the journal costs the batch that it stands in; what is learnt on the way (at most
+    /// about 16 MiB) makes the next one there cost itself and up to a KiB beside it. Its own checksum is
+    /// compared.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] where the record, or whether there is one, cannot be read.
+    pub fn record(&mut self, stream: StreamId, seq: Seq) -> Result<Option<Record>> {
+        self.reader.record(stream, seq)?.map(decode).transpose()
     }
 
     /// The segments that are missing or cannot be opened: whose records they held is not known.
@@ -450,6 +504,39 @@ impl Records<'_> {
     /// The log, for looking things up between two records.
     pub fn log(&mut self) -> &mut Log {
         self.log
+    }
+}
+
+/// A read in order, batch by batch, which can be waited on for more.
+#[derive(Debug)]
+pub struct Batches<'l> {
+    log: &'l mut Log,
+    scan: Scan,
+}
+
+impl Batches<'_> {
+    /// The next batch, or the damage in its place; `None` at the durable end.
+    #[expect(clippy::should_implement_trait, reason = "it lends, fails, and goes on after None")]
+    pub fn next(&mut self) -> Result<Option<BatchEntry<'_>>> {
+        Ok(self.log.reader.next_batch(&mut self.scan)?.map(|lent| match lent {
+            Lent::Batch(batch) => BatchEntry::Batch(batch),
+            Lent::Damage(damage) => BatchEntry::Damage(damage),
+        }))
+    }
+
+    /// Waits as [`Records::wait`] does.
+    pub fn wait(&mut self, patience: Duration) -> Result<bool> {
+        self.log.reader.wait(patience)
+    }
+}
+
+impl Record {
+    /// Gives a record its meaning, and copies what it says.
+    ///
+    /// # Errors
+    /// None that reading has not told before.
+    pub fn of(record: &WireRecord<'_>) -> Result<Self> {
+        decode(RawRecord::of(record))
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) mod tickers;
 pub(crate) use beside::{Beside, Left, Recorded};
 pub use ending::{Artifact, Ending, ending_records};
 pub(crate) use ending::{EndingData, preview};
-pub use log::{Entry, Info, Log, Records, RunInfo};
+pub use log::{BatchEntry, Batches, Entry, Info, Log, Records, RunInfo};
 pub use repair::{InterruptedRun, Report};
 pub(crate) use repair::{hex, outcome_name};
 #[cfg(feature = "tokio")]
@@ -31,7 +31,7 @@ use crate::error::{Conflict, Error, ErrorKind, Result};
 pub(crate) use crate::journal::bell::Bell;
 use crate::journal::live::Alive;
 use crate::journal::{Append, Draft, Journal, JournalOptions, Queued, Target};
-pub use crate::journal::{Conditions, Damage, Receipt};
+pub use crate::journal::{Batch, BatchRecords, Conditions, Damage, Receipt};
 use crate::observe;
 use crate::position::{Seq, StreamId, Time};
 use crate::projection::{LogTail, RunFold};

@@ -38,7 +38,23 @@ impl<'a> Take<'a> {
     }
 
     /// An unsigned LEB128 number of at most 64 bits in its shortest form.
+    #[inline]
     pub(super) fn varint(&mut self) -> Option<u64> {
+        // Nearly all of them have one to three bytes.
+        let (value, rest) = match self.0 {
+            [a @ ..0x80, rest @ ..] => (u64::from(*a), rest),
+            [a, b @ 1..0x80, rest @ ..] => (u64::from(a & 0x7f) | u64::from(*b) << 7, rest),
+            [a, b @ 0x80..=0xff, c @ 1..0x80, rest @ ..] => {
+                (u64::from(a & 0x7f) | u64::from(b & 0x7f) << 7 | u64::from(*c) << 14, rest)
+            }
+            _ => return self.long_varint(),
+        };
+        self.0 = rest;
+        Some(value)
+    }
+
+    #[inline(never)]
+    fn long_varint(&mut self) -> Option<u64> {
         let mut value = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.u8()?;
@@ -56,6 +72,7 @@ impl<'a> Take<'a> {
     }
 
     /// A signed number, zigzag-mapped onto an unsigned one.
+    #[inline]
     pub(super) fn zigzag(&mut self) -> Option<i64> {
         let z = self.varint()?;
         Some((z >> 1).cast_signed() ^ -((z & 1).cast_signed()))

@@ -170,6 +170,17 @@ impl<'a> Records<'a> {
         }
     }
 
+    /// The records in a part of a body, of a batch with this time: the first has this position, and
+    /// `opened` is the stream that the batch opened before.
+    pub(crate) fn part(time: Time, first: Position, opened: Option<StreamId>, part: &'a [u8]) -> Self {
+        Self { rest: Take(part), position: first, left: u32::MAX, base: time, opened, check: false }
+    }
+
+    /// Bytes behind the last record that was walked over.
+    pub(crate) fn rest_len(&self) -> usize {
+        self.rest.0.len()
+    }
+
     /// Also compares each record's own checksum: for bodies that are not checked as a whole.
     #[must_use]
     pub fn checked(mut self) -> Self {
@@ -177,6 +188,7 @@ impl<'a> Records<'a> {
         self
     }
 
+    #[inline]
     fn record(&mut self) -> Option<Result<WireRecord<'a>, Flaw>> {
         let start = self.rest.0;
         let len = usize::try_from(self.rest.varint()?).ok()?;
@@ -246,6 +258,7 @@ impl<'a> Records<'a> {
 impl<'a> Iterator for Records<'a> {
     type Item = Result<WireRecord<'a>, Flaw>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         const MALFORMED: Flaw = Flaw::Garbage("the records do not fill the batch as its header says");
         if self.left == 0 {

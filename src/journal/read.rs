@@ -1,12 +1,14 @@
 //! Reading, from any process, beside any writer, without waiting for the lock and without writing.
 
+use super::directory::{Directory, Found};
+use super::index::flaw_in;
 use super::mark::{Activity, Lock, MarkFile, MarkView, Standing};
 use super::recovery;
 use super::segment::{self, Damage, FOLDER, Scanner, Segment, Step, Unopened};
 use super::view::{BatchPlace, View, bound_of, known_journal, scanner_in};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Mark, Records};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Flaw, Mark, Records, WireRecord};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::sync::Arc;
 
@@ -32,6 +34,93 @@ pub(crate) struct RawRecord {
     pub(crate) payload: Vec<u8>,
 }
 
+impl RawRecord {
+    pub(crate) fn of(record: &WireRecord<'_>) -> Self {
+        Self {
+            position: record.position,
+            stream: record.stream,
+            seq: record.seq,
+            kind: record.kind,
+            version: record.version,
+            opens: record.opens.map(<[u8]>::to_vec),
+            closes: record.closes,
+            more: record.more,
+            time: record.time,
+            created: record.created,
+            key: record.key.map(<[u8]>::to_vec),
+            term: record.term,
+            payload: record.payload.to_vec(),
+        }
+    }
+}
+
+/// The records of one batch, borrowed from what was read: nothing is copied, and nothing is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    place: BatchPlace,
+    header: BatchHeader,
+    body: &'a [u8],
+    /// How many of its records stand before what was asked for.
+    before: u64,
+}
+
+/// Goes through the records of a [`Batch`]. A body that matches its checksum and is yet not made of
+/// records, which only a faulty or a hostile writer makes, gives an error of kind
+/// [`ErrorKind::Corrupt`] and ends it.
+#[derive(Debug, Clone)]
+pub struct BatchRecords<'a> {
+    batch: Batch<'a>,
+    records: Records<'a>,
+}
+
+impl<'a> Batch<'a> {
+    /// A batch whose body is known to match its checksum.
+    pub(crate) fn new(place: BatchPlace, header: BatchHeader, body: &'a [u8]) -> Self {
+        Self { place, header, body, before: 0 }
+    }
+
+    /// The same, beginning with the record at a position if that is within it.
+    pub(crate) fn from(self, position: Position) -> Self {
+        Self { before: position.0.saturating_sub(self.header.first_position.0), ..self }
+    }
+
+    /// Whether it is made of records, with `thorough` of records that match their own checksums, and so
+    /// can be gone through without an error.
+    pub(crate) fn checked(self, thorough: bool) -> Result<Result<Self, Damage>> {
+        let records = Records::new(&self.header, self.body);
+        let mut records = if thorough { records.checked() } else { records };
+        records.find_map(Result::err).map_or(Ok(Ok(self)), |flaw| self.damage(flaw).map(Err))
+    }
+
+    fn damage(&self, flaw: Flaw) -> Result<Damage> {
+        flaw_in(self.place.segment, self.place.offset, flaw, &self.header, self.body)
+    }
+}
+
+impl<'a> IntoIterator for Batch<'a> {
+    type Item = Result<WireRecord<'a>>;
+    type IntoIter = BatchRecords<'a>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        let mut records = Records::new(&self.header, self.body);
+        let passed = (0..self.before).take_while(|_| matches!(records.next(), Some(Ok(_)))).count();
+        debug_assert!(passed as u64 <= self.before);
+        BatchRecords { batch: self, records }
+    }
+}
+
+impl<'a> Iterator for BatchRecords<'a> {
+    type Item = Result<WireRecord<'a>>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.records.next()? {
+            Ok(record) => Some(Ok(record)),
+            Err(flaw) => Some(self.batch.damage(flaw).and_then(|damage| Err(damage.to_error()))),
+        }
+    }
+}
+
 /// What lies behind the durable end, as far as that can be judged.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tail {
@@ -48,6 +137,7 @@ pub(crate) struct ReadHandle {
     mark: Option<MarkFile>,
     seen: MarkView,
     view: Option<View>,
+    directory: Directory,
     /// Damage at the end, which no scan of what is readable meets.
     pub(crate) end_damage: Vec<Damage>,
     /// In a copied directory that ends early: up to where the original went.
@@ -72,6 +162,7 @@ impl ReadHandle {
             mark: None,
             seen: MarkView::ABSENT,
             view,
+            directory: Directory::new(),
             end_damage: Vec::new(),
             incomplete: None,
             given_up: None,
@@ -174,6 +265,7 @@ impl ReadHandle {
         let named = mark.evidence().map_or(0, |m| m.segment);
         self.end_damage.clear();
         self.incomplete = None;
+        self.directory.clear();
         let (newest, strays) = self.newest(mark)?;
         let Some(segment) = newest else {
             self.view = None;
@@ -315,6 +407,28 @@ impl ReadHandle {
         Ok(Tail { torn, in_doubt: found.good.position.0.saturating_sub(self.durable().0) })
     }
 
+    /// The record of a stream with a sequence, read by itself where that was done nearby before; `None`
+    /// where the index knows of no such record.
+    pub(crate) fn record(&mut self, id: StreamId, seq: Seq) -> Result<Result<Option<RawRecord>, Damage>> {
+        let Some(view) = &mut self.view else { return Ok(Ok(None)) };
+        let place = match self.directory.find(view, id, seq)? {
+            Found::Record(record) => return Ok(Ok(Some(record))),
+            Found::Nothing => return Ok(Ok(None)),
+            Found::Within(place) => place,
+        };
+        let (header, body) = match self.batch(place)? {
+            Ok(found) => found,
+            Err(damage) => return Ok(Err(damage)),
+        };
+        let batch = match Batch::new(place, header, &body).checked(false)? {
+            Ok(batch) => batch,
+            Err(damage) => return Ok(Err(damage)),
+        };
+        self.directory.note(id, place, &header, &body);
+        let mut records = batch.into_iter().flatten();
+        Ok(Ok(records.find(|record| record.stream == id && record.seq == seq).map(|r| RawRecord::of(&r))))
+    }
+
     /// Reads one batch at a place the index named.
     pub(crate) fn batch(&mut self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
         let Some(view) = &mut self.view else {
@@ -408,6 +522,11 @@ impl Walker {
         if let Some(scanner) = &mut self.scanner {
             scanner.rest();
         }
+    }
+
+    /// The body of the batch that the last step gave.
+    pub(crate) fn body(&self, header: &BatchHeader) -> &[u8] {
+        self.scanner.as_ref().map_or(&[], |scanner| scanner.body(header))
     }
 
     /// The next step; `None` at the durable end, behind which it goes on after a refresh.
@@ -515,41 +634,6 @@ impl Walker {
         self.last = self.last.max(upto);
         Ok(damage)
     }
-}
-
-/// Takes the records of a batch out of its body; with `checked` their own checksums are compared
-/// too, which tells nothing of accidents that the body's checksum did not.
-pub(crate) fn owned_records(
-    place: BatchPlace,
-    header: &BatchHeader,
-    body: &[u8],
-    checked: bool,
-) -> Result<Result<Vec<RawRecord>, Damage>> {
-    let mut records = Vec::with_capacity(header.count as usize);
-    let walk = Records::new(header, body);
-    for record in if checked { walk.checked() } else { walk } {
-        match record {
-            Ok(r) => records.push(RawRecord {
-                position: r.position,
-                stream: r.stream,
-                seq: r.seq,
-                kind: r.kind,
-                version: r.version,
-                opens: r.opens.map(<[u8]>::to_vec),
-                closes: r.closes,
-                more: r.more,
-                time: r.time,
-                created: r.created,
-                key: r.key.map(<[u8]>::to_vec),
-                term: r.term,
-                payload: r.payload.to_vec(),
-            }),
-            Err(flaw) => {
-                return super::index::flaw_in(place.segment, place.offset, flaw, header, body).map(Err);
-            }
-        }
-    }
-    Ok(Ok(records))
 }
 
 /// The segments that have a file, whatever is in them.

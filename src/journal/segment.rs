@@ -17,7 +17,7 @@ pub(super) const DIGEST_DIFFERS: &str = "the batch's body does not match its dig
 
 /// How much is read at once, first and at most.
 const FIRST_PIECE_LEN: usize = 16 << 10;
-const PIECE_LEN: usize = 1 << 20;
+const PIECE_LEN: usize = 256 << 10;
 
 /// The name of a segment's file.
 pub(crate) fn file_name(number: u64) -> String {
@@ -350,9 +350,16 @@ impl Scanner {
         let room = usize::try_from(self.bound.offset.saturating_sub(offset)).unwrap_or(PIECE_LEN);
         let want = len.max(self.piece_len.min(room));
         self.piece_len = (4 * self.piece_len).min(PIECE_LEN);
+        // What is durable does not change: the beginning of a batch that was cut off is kept.
+        let mut kept = 0;
+        if offset >= have_from && offset < have_to {
+            let from = usize::try_from(offset - have_from).unwrap_or(0);
+            self.buffer.copy_within(from.., 0);
+            kept = (self.buffer.len() - from).min(want);
+        }
         self.buffer.resize(want, 0);
-        let read = self.segment.file.read_at(&mut self.buffer, offset)?;
-        self.buffer.truncate(read);
+        let read = self.segment.file.read_at(&mut self.buffer[kept..], offset + kept as u64)?;
+        self.buffer.truncate(kept + read);
         self.buffer_start = offset;
         Ok(())
     }
@@ -423,6 +430,12 @@ impl Scanner {
             return Ok(Step::Batch { offset, header, body });
         };
         Ok(Step::Damage(self.damage(offset, reason).losing(lost.0, lost.1)))
+    }
+
+    /// The body of the batch that the last step gave.
+    pub(crate) fn body(&self, header: &BatchHeader) -> &[u8] {
+        let len = header.body_len as usize;
+        self.slice(self.spot.offset.saturating_sub(len as u64), len)
     }
 
     fn damage(&self, offset: u64, reason: &str) -> Damage {

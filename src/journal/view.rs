@@ -369,7 +369,7 @@ impl View {
     }
 
     /// Their numbers from one on.
-    fn numbers_from(&mut self, first: u64) -> Result<Vec<u64>> {
+    pub(crate) fn numbers_from(&mut self, first: u64) -> Result<Vec<u64>> {
         let known = self.known_before()?;
         Ok(known.iter().map(|(number, _)| *number).filter(|number| *number >= first).collect())
     }

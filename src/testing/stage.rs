@@ -406,7 +406,8 @@ impl Stage {
         self.hand_in(writer, vec![Body::Tick(tick.clone())], |engine| engine.append_tick(tick, None));
     }
 
-    /// Commits several batches, of one record each, with one write and one sync.
+    /// Commits several appends, of one record each, with one write and one sync. Every other one has a
+    /// key, and so a batch of its own.
     pub fn group(&mut self, writer: &Writer, stream: Option<StreamId>, lens: &[usize]) {
         let Some(stream) = stream.filter(|_| writer.disk.is_alive()) else { return };
         let World { disk, clock, entropy } = writer.world.clone();
@@ -415,10 +416,13 @@ impl Stage {
             Err(error) => return self.complain("opening for a group", &error),
         };
         let mut tickets = Vec::new();
-        for len in lens {
+        for (nth, len) in lens.iter().enumerate() {
             let body = self.body(*len);
             let Body::Chunk(_, payload) = body.clone() else { continue };
             let batch = self.ledger.submit(vec![body]);
+            let key = format!("group-{batch}");
+            let conditions = Conditions::none();
+            let conditions = if nth % 2 == 0 { conditions.key(key) } else { conditions };
             let draft = Draft {
                 target: Target::Stream(stream),
                 seq: Seq::ZERO,
@@ -432,12 +436,7 @@ impl Stage {
                 term: None,
                 payload: payload.into(),
             };
-            match journal.submit(Append {
-                drafts: vec![draft],
-                conditions: Conditions::none(),
-                open: false,
-                place: None,
-            }) {
+            match journal.submit(Append { drafts: vec![draft], conditions, open: false, place: None }) {
                 Ok(ticket) => tickets.push((batch, ticket)),
                 Err(error) => self.complain("handing in", &error),
             }

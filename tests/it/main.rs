@@ -28,6 +28,7 @@ mod hostile;
 mod many;
 mod observe;
 mod opening;
+mod reading;
 mod steps;
 mod surroundings;
 mod terminal;

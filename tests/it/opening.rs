@@ -164,6 +164,34 @@ fn an_index_that_does_not_fit_is_as_if_there_were_none() {
     assert_eq!(Footer::decode_header(&[], &site, 0), Err(Flaw::Absent));
 }
 
+/// The batches of a copy can stand in the same places and yet be others.
+#[test]
+fn an_index_of_a_copy_that_went_another_way_is_as_if_there_were_none() {
+    let (mut stage, writer) = journal();
+    stage.close(writer);
+    let gone_on = |task: &str| {
+        let mut stage = stage.fork();
+        let writer = stage.open(1).unwrap();
+        let run = stage.begin(&writer, task);
+        stage.finish(&writer, run);
+        stage.close(writer);
+        stage
+    };
+    let (mut one, other) = (gone_on("one"), gone_on("two"));
+    let places = |stage: &Stage| {
+        let kept = kept(&stage.world).unwrap();
+        kept.streams.into_values().flat_map(|entry| entry.batches).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&one), places(&other));
+    one.world.write_file(INDEX, &other.world.read_file(INDEX).unwrap()).unwrap();
+    let mut log = one.open_log(1).unwrap();
+    for run in log.runs().unwrap() {
+        assert_eq!(log.find(&run.name.to_string()).unwrap(), Some(run.stream), "{}", run.name);
+    }
+    one.look(1);
+    is_fine(&one);
+}
+
 fn journal_of(seed: u64) -> (Stage, Writer) {
     let mut stage = Stage::new(64 << 10, 64 << 10).keeping_indexes().seeded(seed);
     let writer = stage.open(1).unwrap();

@@ -7,9 +7,9 @@ use super::{Engine, Reader, Writer};
 use crate::Result;
 use crate::event::{BURST, Events, Layout, Seen, sequence_of};
 use ::runwal::async_engine::AsyncEngine;
-use ::runwal::engine::{Conditions, Entry, Log, NewRecord, Ticket};
+use ::runwal::engine::{BatchEntry, Conditions, Log, NewRecord, Ticket};
 use ::runwal::position::{Position, Seq, StreamId};
-use ::runwal::record::{Body, Channel, Id, RunName, RunPrepared};
+use ::runwal::record::{Body, Channel, Id, RunName, RunPrepared, kind};
 use ::runwal::{Engine as Journal, Options};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -137,17 +137,18 @@ impl Engine for Runwal {
     fn scan(&self) -> Result<Seen> {
         let mut seen = Seen::default();
         let mut log = self.journal.log()?;
-        let mut records = log.records(Position::ZERO)?;
-        while let Some(entry) = records.next()? {
+        let mut batches = log.batches(Position::ZERO)?;
+        while let Some(entry) = batches.next()? {
             match entry {
-                Entry::Record(record) => {
-                    if let Body::Chunk(_, event) = &record.body
-                        && !event.is_empty()
-                    {
-                        seen.see(event);
+                BatchEntry::Batch(batch) => {
+                    for record in batch {
+                        let record = record?;
+                        if record.kind == kind::STDOUT && !record.payload.is_empty() {
+                            seen.see(record.payload);
+                        }
                     }
                 }
-                Entry::Damage(damage) => return Err(format!("{damage:?}").into()),
+                BatchEntry::Damage(damage) => return Err(format!("{damage:?}").into()),
             }
         }
         Ok(seen)
@@ -189,13 +190,10 @@ impl Reader for ByIndex {
     fn read(&mut self, stream: u32, seq: u64, visit: &mut dyn FnMut(&[u8])) -> Result<()> {
         // Before the events of a run stands the request.
         let seq_in_run = Seq(seq + 1);
-        let damage = self.log.stream(self.streams[stream as usize], seq_in_run, &mut |record| {
-            if let Body::Chunk(_, event) = &record.body {
-                debug_assert_eq!(sequence_of(event), Some(seq));
-                visit(event);
-            }
-            Ok(false)
-        })?;
-        if damage.is_empty() { Ok(()) } else { Err(format!("{damage:?}").into()) }
+        let record = self.log.record(self.streams[stream as usize], seq_in_run)?.ok_or("no such record")?;
+        let Body::Chunk(_, event) = &record.body else { return Err("something else".into()) };
+        debug_assert_eq!(sequence_of(event), Some(seq));
+        visit(event);
+        Ok(())
     }
 }
