@@ -270,8 +270,10 @@ fn record_of(wire: &WireRecord<'_>) -> Record {
 
 fn by_the_first(body: &[u8], count: u32, time: Time) -> String {
     let header = BatchHeader {
+        codec: Codec::None,
         durability: Durability::Durable,
         body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
+        decoded_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
         count,
         body_crc: crc32fast::hash(body),
         first_position: FIRST,

@@ -142,8 +142,10 @@ fn busy(bytes: &mut Vec<u8>, right: bool) {
 /// A header in front of a body, of so many records.
 fn header_of(body: &[u8], count: u32, time: Time) -> BatchHeader {
     BatchHeader {
+        codec: Codec::None,
         durability: Durability::Durable,
         body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
+        decoded_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
         count,
         body_crc: 0,
         first_position: Position(1_000),

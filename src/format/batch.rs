@@ -1,7 +1,7 @@
 //! The batch header: 116 bytes before each batch's body.
 
 use super::bytes::Take;
-use super::{Digest, Flaw, MAX_BATCH_RECORDS, MAX_BODY_LEN, Site};
+use super::{Codec, Digest, Flaw, MAX_BATCH_RECORDS, MAX_BODY_LEN, Site};
 use crate::position::{Position, Time};
 
 /// Bytes of a batch header.
@@ -9,7 +9,6 @@ pub const BATCH_HEADER_LEN: usize = 116;
 
 const MAGIC: [u8; 4] = *b"RWB1";
 const CRC_OFFSET: usize = BATCH_HEADER_LEN - 4;
-const CODEC_NONE: u8 = 0;
 
 /// What the writer of a batch asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,13 +23,17 @@ pub enum Durability {
 /// The header of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHeader {
+    /// How the body is stored.
+    pub codec: Codec,
     /// What its writer asked for.
     pub durability: Durability,
-    /// Bytes of the body.
+    /// Bytes of the body as stored.
     pub body_len: u32,
+    /// Bytes of the body decoded.
+    pub decoded_len: u32,
     /// Records in the body.
     pub count: u32,
-    /// CRC-32 of the body.
+    /// CRC-32 of the body as stored.
     pub body_crc: u32,
     /// The position of the first record.
     pub first_position: Position,
@@ -38,7 +41,7 @@ pub struct BatchHeader {
     pub time: Time,
     /// The position proven durable before the group this batch was written in.
     pub durable_upto: Position,
-    /// BLAKE3 of the body.
+    /// BLAKE3 of the body decoded.
     pub body_digest: Digest,
     /// The chain hash after this batch.
     pub chain: Digest,
@@ -50,7 +53,7 @@ impl BatchHeader {
         Position(self.first_position.0 + u64::from(self.count) - 1)
     }
 
-    /// Bytes of header and body.
+    /// Bytes of header and body as stored.
     pub fn frame_len(&self) -> u64 {
         BATCH_HEADER_LEN as u64 + u64::from(self.body_len)
     }
@@ -64,9 +67,14 @@ impl BatchHeader {
     pub fn encode(&self, site: &Site, offset: u64) -> [u8; BATCH_HEADER_LEN] {
         let mut out = Vec::with_capacity(BATCH_HEADER_LEN);
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[CODEC_NONE, u8::from(self.durability == Durability::Buffered), 0, 0]);
+        out.extend_from_slice(&[
+            self.codec.number(),
+            u8::from(self.durability == Durability::Buffered),
+            0,
+            0,
+        ]);
         out.extend_from_slice(&self.body_len.to_le_bytes());
-        out.extend_from_slice(&self.body_len.to_le_bytes());
+        out.extend_from_slice(&self.decoded_len.to_le_bytes());
         out.extend_from_slice(&self.count.to_le_bytes());
         out.extend_from_slice(&self.body_crc.to_le_bytes());
         out.extend_from_slice(&self.first_position.0.to_le_bytes());
@@ -107,17 +115,18 @@ impl BatchHeader {
 
     fn fields(take: &mut Take<'_>) -> Option<Result<Self, Flaw>> {
         let (codec, durability, flags) = (take.u8()?, take.u8()?, take.u16()?);
-        if codec != CODEC_NONE {
+        let Some(codec) = Codec::of_number(codec) else {
             return Some(Err(Flaw::Unsupported("the batch uses a codec this version does not know")));
-        }
+        };
         // The high byte holds flags that change the meaning, the low byte flags that do not.
         if flags >> 8 != 0 || durability > 1 {
             return Some(Err(Flaw::Unsupported("the batch uses a feature this version does not know")));
         }
-        let (body_len, raw_len) = (take.u32()?, take.u32()?);
         let header = Self {
+            codec,
             durability: if durability == 0 { Durability::Durable } else { Durability::Buffered },
-            body_len,
+            body_len: take.u32()?,
+            decoded_len: take.u32()?,
             count: take.u32()?,
             body_crc: take.u32()?,
             first_position: Position(take.u64()?),
@@ -127,8 +136,12 @@ impl BatchHeader {
             chain: take.array()?,
         };
         let end = header.first_position.0.checked_add(u64::from(header.count));
-        if body_len != raw_len
-            || body_len as usize > MAX_BODY_LEN
+        let lengths_fit = match codec {
+            Codec::None => header.body_len == header.decoded_len,
+            Codec::Lz4 => header.body_len < header.decoded_len,
+        };
+        if !lengths_fit
+            || header.decoded_len as usize > MAX_BODY_LEN
             || header.count == 0
             || header.count > MAX_BATCH_RECORDS
             || header.first_position.0 == 0
@@ -179,8 +192,10 @@ mod tests {
 
     fn header() -> BatchHeader {
         BatchHeader {
+            codec: Codec::None,
             durability: Durability::Buffered,
             body_len: 0x08,
+            decoded_len: 0x08,
             count: 0x10,
             body_crc: 0x14,
             first_position: Position(0x18),
@@ -217,6 +232,9 @@ mod tests {
         let durable = BatchHeader { durability: Durability::Durable, ..header() };
         assert_eq!(durable.encode(&SITE, OFFSET), *bytes(&[(5, &[0])]));
         assert_eq!(changed(&[(5, &[0])]), Ok(durable));
+        let compressed = BatchHeader { codec: Codec::Lz4, decoded_len: 0x09, ..header() };
+        assert_eq!(compressed.encode(&SITE, OFFSET), *bytes(&[(4, &[1]), (12, &[9])]));
+        assert_eq!(changed(&[(4, &[1]), (12, &[9])]), Ok(compressed));
         let behind = [bytes(&[]), vec![7; 9]].concat();
         assert_eq!(BatchHeader::decode(&behind, &SITE, OFFSET), Ok(header()));
     }
@@ -255,7 +273,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_unsupported() {
-        for (at, value) in [(4, 1), (4, 2), (5, 2), (5, 0xff), (7, 1), (7, 0x80)] {
+        for (at, value) in [(4, 2), (4, 0xff), (5, 2), (5, 0xff), (7, 1), (7, 0x80)] {
             for buffered in [0, 1] {
                 let found = changed(&[(5, &[buffered]), (at, &[value])]);
                 assert!(matches!(found, Err(Flaw::Unsupported(_))), "{value} at {at}: {found:?}");
@@ -268,12 +286,18 @@ mod tests {
     fn each_number_is_held_to_its_limit() {
         let len =
             |stored: u32, decoded: u32| changed(&[(8, &stored.to_le_bytes()), (12, &decoded.to_le_bytes())]);
+        let lz4 = |stored: u32, decoded: u32| {
+            changed(&[(4, &[1]), (8, &stored.to_le_bytes()), (12, &decoded.to_le_bytes())])
+        };
         let count = |count: u32| changed(&[(16, &count.to_le_bytes())]);
         let position =
             |first: u64, upto: u64| changed(&[(24, &first.to_le_bytes()), (40, &upto.to_le_bytes())]);
         let good = [
             ("no body", len(0, 0)),
             ("8 MiB", len(8 << 20, 8 << 20)),
+            ("8 MiB in a byte", lz4(1, 8 << 20)),
+            ("one byte less", lz4((8 << 20) - 1, 8 << 20)),
+            ("nothing for one byte", lz4(0, 1)),
             ("one record", count(1)),
             ("65,536 records", count(65_536)),
             ("the first position", position(1, 0)),
@@ -286,6 +310,10 @@ mod tests {
         let bad = [
             ("two lengths", len(0x08, 0x09)),
             ("over 8 MiB", len((8 << 20) + 1, (8 << 20) + 1)),
+            ("over 8 MiB in a byte", lz4(1, (8 << 20) + 1)),
+            ("compressed to as much", lz4(9, 9)),
+            ("compressed to more", lz4(10, 9)),
+            ("compressed nothing", lz4(0, 0)),
             ("no record", count(0)),
             ("65,537 records", count(65_537)),
             ("position 0", position(0, 0)),

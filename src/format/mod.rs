@@ -2,16 +2,19 @@
 
 mod batch;
 mod bytes;
+mod codec;
 mod footer;
 mod header;
 mod mark;
 mod record;
 
 pub use batch::{BATCH_HEADER_LEN, BatchHeader, Durability, chain};
+pub use codec::{Codec, compress, decode as decode_body};
 pub(crate) use footer::PAIR_LEN;
 pub use footer::{FOOTER_HEADER_LEN, Footer, OpenStream, StreamEntry, name_hash};
 pub use header::{HEADER_COPY_LEN, HeaderBlock, SEGMENT_DATA_START, SegmentHeader};
 pub use mark::{BUSY_OFFSET, Busy, MARK_LEN, MARK_SLOT_OFFSETS, Mark, Phase};
+pub(crate) use record::without_checksums;
 pub use record::{Draft, Records, Target, WireRecord, encode_body};
 
 /// The format version this crate writes, and the highest it reads.

@@ -1,6 +1,6 @@
 //! Records within a batch's body.
 
-use super::bytes::{Take, put_varint, put_zigzag};
+use super::bytes::{Take, put_varint, put_zigzag, varint_len};
 use super::{BatchHeader, Flaw, MAX_KEY_LEN, MAX_NAME_LEN, MAX_PAYLOAD_LEN};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::borrow::Cow;
@@ -146,6 +146,33 @@ pub fn encode_body(drafts: &[Draft<'_>]) -> Vec<u8> {
     out
 }
 
+/// A body of records, without the checksums of their own that they have: for one that is compressed, where
+/// they would make a tenth of it, and help nobody.
+///
+/// `count` and `time` are the batch's. Gives `None` where it is not made of records.
+pub(crate) fn without_checksums(count: u32, time: Time, body: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    // Where it will stand is not known yet. No record may name a stream above its own position, so it is
+    // read as if it stood above all of them.
+    let mut records = Records { left: count, ..Records::part(time, Position(u64::MAX >> 1), None, body) };
+    let mut at = 0;
+    while let Some(record) = records.next() {
+        let record = record.ok()?;
+        let end = body.len() - records.rest_len();
+        let head = end - record.payload.len();
+        let flags_at = at + varint_len(record.payload.len() as u64) + 2;
+        if records.checksum {
+            out.extend_from_slice(&body[at..flags_at]);
+            out.push(body[flags_at] & !CRC);
+            out.extend_from_slice(&body[flags_at + 1..head - 4]);
+            out.extend_from_slice(record.payload);
+        } else {
+            out.extend_from_slice(&body[at..end]);
+        }
+        at = end;
+    }
+    Some(())
+}
+
 /// Walks the records of a body whose checksum was found right.
 #[derive(Debug, Clone)]
 pub struct Records<'a> {
@@ -155,6 +182,8 @@ pub struct Records<'a> {
     base: Time,
     opened: Option<StreamId>,
     check: bool,
+    /// Whether the last one had a checksum of its own.
+    checksum: bool,
 }
 
 impl<'a> Records<'a> {
@@ -167,18 +196,32 @@ impl<'a> Records<'a> {
             base: header.time,
             opened: None,
             check: false,
+            checksum: false,
         }
     }
 
     /// The records in a part of a body, of a batch with this time: the first has this position, and
     /// `opened` is the stream that the batch opened before.
     pub(crate) fn part(time: Time, first: Position, opened: Option<StreamId>, part: &'a [u8]) -> Self {
-        Self { rest: Take(part), position: first, left: u32::MAX, base: time, opened, check: false }
+        Self {
+            rest: Take(part),
+            position: first,
+            left: u32::MAX,
+            base: time,
+            opened,
+            check: false,
+            checksum: false,
+        }
     }
 
     /// Bytes behind the last record that was walked over.
     pub(crate) fn rest_len(&self) -> usize {
         self.rest.0.len()
+    }
+
+    /// Whether the record that was walked over last has a checksum of its own.
+    pub(crate) fn last_has_checksum(&self) -> bool {
+        self.checksum
     }
 
     /// Also compares each record's own checksum: for bodies that are not checked as a whole.
@@ -214,7 +257,8 @@ impl<'a> Records<'a> {
         let key = text(KEY, MAX_KEY_LEN)?;
         let term = if flags & TERM == 0 { None } else { Some(self.rest.varint()?) };
         let head_len = start.len() - self.rest.0.len();
-        let crc = if flags & CRC == 0 { None } else { Some(self.rest.u32()?) };
+        self.checksum = flags & CRC != 0;
+        let crc = if self.checksum { Some(self.rest.u32()?) } else { None };
         if len > MAX_PAYLOAD_LEN || seq.0 == 0 {
             return None;
         }
@@ -287,8 +331,10 @@ mod tests {
     /// A header for so many records.
     fn header(count: u32) -> BatchHeader {
         BatchHeader {
+            codec: super::super::Codec::None,
             durability: super::super::Durability::Durable,
             body_len: 0,
+            decoded_len: 0,
             count,
             body_crc: 0,
             first_position: Position(FIRST),

@@ -1,17 +1,18 @@
 //! What is handed in to be written, and how it is encoded: small appends side by side in one batch,
 //! long ones and those with a key in a batch of their own.
 
+use super::compression::Compression;
 use super::{Conditions, hold};
 use crate::error::{Error, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Draft, Durability, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_KEY_LEN,
+    BATCH_HEADER_LEN, BatchHeader, Codec, Draft, Durability, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_KEY_LEN,
     MAX_NAME_LEN, MAX_PAYLOAD_LEN, Records, Site, Target,
 };
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// Up to which length an append shares a batch with others.
 const MAX_LOOSE_LEN: usize = 16 << 10;
@@ -63,11 +64,17 @@ pub(super) struct Encoded {
     time: Time,
     frame: Frame,
     sums: Sums,
+    compression: Arc<Compression>,
 }
 
-/// The bytes of a batch: room for its header, and the body.
+/// The bytes of a batch.
 #[derive(Debug)]
-pub(super) struct Frame(Vec<u8>);
+pub(super) struct Frame {
+    /// Room for its header, and the body.
+    plain: Vec<u8>,
+    /// The same with the body compressed, where it is stored so.
+    packed: Option<Vec<u8>>,
+}
 
 /// Checksum and digest of a body.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +101,11 @@ pub(super) struct Guesses {
 
 impl Waiting {
     /// Takes an append in, whose numbers are within their limits.
-    pub(super) fn new(mut append: Append<'_>, guesses: &Guesses) -> Result<Self> {
+    pub(super) fn new(
+        mut append: Append<'_>,
+        guesses: &Guesses,
+        compression: &Arc<Compression>,
+    ) -> Result<Self> {
         if let Some(first) = append.drafts.first_mut() {
             first.key.clone_from(&append.conditions.key);
         }
@@ -114,7 +125,7 @@ impl Waiting {
             Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
         } else {
             guesses.guess(&mut append);
-            Content::Encoded(Encoded::new(&append.drafts)?)
+            Content::Encoded(Encoded::new(&append.drafts, compression)?)
         };
         Ok(Self { conditions: append.conditions, must_be_open, ends, content, _place: append.place })
     }
@@ -176,17 +187,18 @@ impl Waiting {
 }
 
 impl Encoded {
-    fn new(drafts: &[Draft<'_>]) -> Result<Self> {
+    fn new(drafts: &[Draft<'_>], compression: &Arc<Compression>) -> Result<Self> {
         let time = drafts.first().map_or(Time::default(), |draft| draft.time);
         let heads = drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
-        let frame = Frame::of(drafts, time);
+        let mut frame = Frame::of(drafts, time);
         let len = frame.body().len();
         if len > MAX_BODY_LEN {
             let message = format!("a batch of {len} bytes is over the limit of {MAX_BODY_LEN}");
             return Err(Error::misuse(message));
         }
+        frame.pack(count(drafts.len()), time, compression);
         let sums = frame.sums();
-        Ok(Self { heads, time, frame, sums })
+        Ok(Self { heads, time, frame, sums, compression: Arc::clone(compression) })
     }
 
     /// The same records with the sequences that now stand in `heads`.
@@ -212,15 +224,15 @@ impl Encoded {
                 payload: record.payload.into(),
             });
         }
-        self.frame = Frame::of(&drafts, self.time);
-        self.sums = self.frame.sums();
+        let mut frame = Frame::of(&drafts, self.time);
+        frame.pack(count(drafts.len()), self.time, &self.compression);
+        (self.sums, self.frame) = (frame.sums(), frame);
         Ok(())
     }
 
     /// Its header, but for the chain hash.
     pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
-        let count = u32::try_from(self.heads.len()).unwrap_or(u32::MAX);
-        self.frame.header(self.sums, count, self.time, first_position, durable_upto)
+        self.frame.header(self.sums, count(self.heads.len()), self.time, first_position, durable_upto)
     }
 
     pub(super) fn body(&self) -> &[u8] {
@@ -245,8 +257,8 @@ impl Shared {
     }
 
     pub(super) fn add(&mut self, drafts: &[Draft<'_>]) {
-        drafts.iter().for_each(|draft| draft.encode(self.base, &mut self.frame.0));
-        self.count += u32::try_from(drafts.len()).unwrap_or(MAX_BATCH_RECORDS);
+        drafts.iter().for_each(|draft| draft.encode(self.base, &mut self.frame.plain));
+        self.count += count(drafts.len());
     }
 
     /// How many records it has.
@@ -254,13 +266,19 @@ impl Shared {
         u64::from(self.count)
     }
 
-    /// Bytes of header and body.
+    /// The most bytes of header and body.
     pub(super) fn len(&self) -> u64 {
         self.frame.len()
     }
 
     /// The batch, whose header lacks the chain hash.
-    pub(super) fn close(self, first_position: Position, durable_upto: Position) -> (BatchHeader, Frame) {
+    pub(super) fn close(
+        mut self,
+        first_position: Position,
+        durable_upto: Position,
+        compression: &Compression,
+    ) -> (BatchHeader, Frame) {
+        self.frame.pack(self.count, self.base, compression);
         let header =
             self.frame.header(self.frame.sums(), self.count, self.base, first_position, durable_upto);
         (header, self.frame)
@@ -271,38 +289,51 @@ impl Frame {
     fn new(mut buffer: Vec<u8>) -> Self {
         buffer.clear();
         buffer.resize(BATCH_HEADER_LEN, 0);
-        Self(buffer)
+        Self { plain: buffer, packed: None }
     }
 
     fn of(drafts: &[Draft<'_>], base: Time) -> Self {
         let len = drafts.iter().map(Draft::max_len).sum::<usize>();
         let mut frame = Self::new(Vec::with_capacity(BATCH_HEADER_LEN + len));
-        drafts.iter().for_each(|draft| draft.encode(base, &mut frame.0));
+        drafts.iter().for_each(|draft| draft.encode(base, &mut frame.plain));
         frame
     }
 
+    /// The body, decoded.
     pub(super) fn body(&self) -> &[u8] {
-        &self.0[BATCH_HEADER_LEN..]
+        &self.plain[BATCH_HEADER_LEN..]
     }
 
-    /// Bytes of header and body.
+    /// Compresses the body where that pays.
+    fn pack(&mut self, count: u32, time: Time, compression: &Compression) {
+        self.packed = compression.pack(&mut self.plain, count, time);
+    }
+
+    /// Header and body as stored.
+    fn stored(&self) -> &[u8] {
+        self.packed.as_ref().unwrap_or(&self.plain)
+    }
+
+    /// Bytes of header and body as stored.
     pub(super) fn len(&self) -> u64 {
-        self.0.len() as u64
+        self.stored().len() as u64
     }
 
-    /// All of it, with its header for the place where it will stand.
+    /// All of it as stored, with its header for the place where it will stand.
     pub(super) fn sealed(&mut self, header: &BatchHeader, site: &Site, offset: u64) -> &[u8] {
-        self.0[..BATCH_HEADER_LEN].copy_from_slice(&header.encode(site, offset));
-        &self.0
+        let stored = self.packed.as_mut().unwrap_or(&mut self.plain);
+        stored[..BATCH_HEADER_LEN].copy_from_slice(&header.encode(site, offset));
+        stored
     }
 
     /// The buffer, to be used again.
     pub(super) fn into_buffer(self) -> Vec<u8> {
-        self.0
+        self.plain
     }
 
     fn sums(&self) -> Sums {
-        Sums { crc: crc32fast::hash(self.body()), digest: *blake3::hash(self.body()).as_bytes() }
+        let crc = crc32fast::hash(&self.stored()[BATCH_HEADER_LEN..]);
+        Sums { crc, digest: *blake3::hash(self.body()).as_bytes() }
     }
 
     fn header(
@@ -314,9 +345,11 @@ impl Frame {
         durable_upto: Position,
     ) -> BatchHeader {
         BatchHeader {
+            codec: if self.packed.is_some() { Codec::Lz4 } else { Codec::None },
             durability: Durability::Durable,
-            // Within its limit, as it was when it was handed in.
-            body_len: u32::try_from(self.body().len()).unwrap_or(u32::MAX),
+            // Within their limit, as they were when it was handed in.
+            body_len: u32::try_from(self.stored().len() - BATCH_HEADER_LEN).unwrap_or(u32::MAX),
+            decoded_len: u32::try_from(self.body().len()).unwrap_or(u32::MAX),
             count,
             body_crc: sums.crc,
             first_position,
@@ -370,6 +403,11 @@ impl Guesses {
     pub(super) fn forget(&self) {
         hold(&self.last).clear();
     }
+}
+
+/// How many records there are, within their limit.
+fn count(records: usize) -> u32 {
+    u32::try_from(records).unwrap_or(u32::MAX)
 }
 
 fn check_limits(append: &Append<'_>) -> Result<()> {

@@ -4,6 +4,7 @@ mod admission;
 mod giving_up;
 mod group;
 
+use super::compression::Compression;
 use super::index;
 use super::mark::{Lock, MarkFile, MarkView, Standing, create_mark};
 use super::recovery::{self, Inspection, Plan};
@@ -44,6 +45,7 @@ pub(super) struct Core {
     poisoned: Option<String>,
     filler: Filler,
     written: Written,
+    pub(super) compression: Arc<Compression>,
     /// A buffer for the next group.
     buffer: Vec<u8>,
     /// What others are told.
@@ -84,6 +86,7 @@ impl Core {
             view: None,
             poisoned: None,
             filler: Filler::default(),
+            compression: Arc::new(Compression::new(options.compress_from)),
             written: Written::default(),
             buffer: Vec::new(),
             told: Arc::default(),

@@ -9,7 +9,7 @@ use super::segment::Segment;
 use super::view::{BatchPlace, View};
 use crate::disk::Open;
 use crate::error::Result;
-use crate::format::{BATCH_HEADER_LEN, BatchHeader, Records, StreamEntry};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, Codec, Records, StreamEntry};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
 
@@ -235,8 +235,15 @@ impl Noted {
     fn learn(&mut self, id: StreamId, header: &BatchHeader, body: &[u8]) -> Option<()> {
         let (mut points, mut at) = (Vec::<Point>::new(), 0);
         let (mut opens, mut end) = (false, 0);
+        // What has no checksum of its own, or has to be decoded, is nothing without its batch.
+        if header.codec != Codec::None {
+            return None;
+        }
         let mut records = Records::new(header, body);
         while let Some(Ok(record)) = records.next() {
+            if !records.last_has_checksum() {
+                return None;
+            }
             let behind = u32::try_from(body.len() - records.rest_len()).ok()?;
             if record.stream == id {
                 opens |= record.opens.is_some();

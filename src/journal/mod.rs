@@ -8,6 +8,7 @@
 mod append;
 pub(crate) mod bell;
 mod commit;
+mod compression;
 mod core;
 mod directory;
 mod index;
@@ -31,6 +32,7 @@ pub(crate) use self::append::{Append, Queued};
 use self::append::{Guesses, Waiting};
 use self::bell::Bell;
 use self::commit::{Commit, Commits, Place};
+use self::compression::Compression;
 use self::core::{Answer, Core};
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
@@ -64,6 +66,10 @@ pub struct JournalOptions {
     /// after more where it is large. Whoever opens the journal has that much to look at, at most.
     /// Default: 4 MiB.
     pub index_every: u64,
+    /// From how many bytes on the records of a batch are compressed where that makes them shorter. What
+    /// does not get shorter costs next to nothing, as it is tried ever more seldom. Default: 4 KiB;
+    /// `u64::MAX` for never.
+    pub compress_from: u64,
 }
 
 impl Default for JournalOptions {
@@ -74,6 +80,7 @@ impl Default for JournalOptions {
             max_capacity: MAX_CAPACITY,
             spares: Spares::default(),
             index_every: 4 << 20,
+            compress_from: 4 << 10,
         }
     }
 }
@@ -193,6 +200,7 @@ pub(crate) struct Journal(Arc<Shared>);
 struct Shared {
     commits: Commits<Core>,
     guesses: Guesses,
+    compression: Arc<Compression>,
     told: Arc<Told>,
 }
 
@@ -261,7 +269,9 @@ impl Journal {
         let mut core = Core::open(disk, clock, entropy, options)?;
         let report = core.locked(|_, report| Ok(report.clone()))?;
         let told = Arc::clone(&core.told);
-        let shared = Shared { commits: Commits::new(core), guesses: Guesses::default(), told };
+        let compression = Arc::clone(&core.compression);
+        let (commits, guesses) = (Commits::new(core), Guesses::default());
+        let shared = Shared { commits, guesses, compression, told };
         Ok((Self(Arc::new(shared)), report))
     }
 
@@ -280,7 +290,7 @@ impl Journal {
     /// it back. Where too much waits already, that is committed first, unless it comes out of a queue.
     pub(crate) fn submit(&self, append: Append<'_>) -> Result<Ticket> {
         let queued = append.place.is_some();
-        let append = Waiting::new(append, &self.0.guesses)?;
+        let append = Waiting::new(append, &self.0.guesses, &self.0.compression)?;
         if !queued && self.0.commits.waiting_len() + append.max_len() > MAX_WAITING_LEN {
             self.flush();
         }

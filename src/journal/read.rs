@@ -8,7 +8,9 @@ use super::segment::{self, Damage, FOLDER, Scanner, Segment, Step, Unopened};
 use super::view::{BatchPlace, View, bound_of, known_journal, scanner_in};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Flaw, Mark, Records, WireRecord};
+use crate::format::{
+    BATCH_HEADER_LEN, BatchHeader, Codec, Digest, Flaw, Mark, Records, WireRecord, decode_body,
+};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::sync::Arc;
 
@@ -450,6 +452,12 @@ impl ReadHandle {
             let damage =
                 Damage::new(place.segment, place.offset, "the batch's body does not match its checksum");
             return Ok(Err(damage.losing(header.first_position, header.last_position())));
+        }
+        if header.codec != Codec::None {
+            let mut decoded = Vec::new();
+            let len = decode_body(&header, &body, &mut decoded).len();
+            decoded.truncate(len);
+            body = decoded;
         }
         Ok(Ok((header, body)))
     }

@@ -457,7 +457,7 @@ mod tests {
     use super::*;
     use crate::clock::ManualClock;
     use crate::disk::sim::{Fault, SimDisk, SimWorld};
-    use crate::format::{Draft, Durability, HeaderBlock, Mark, Target, encode_body};
+    use crate::format::{Codec, Draft, Durability, HeaderBlock, Mark, Target, encode_body};
     use crate::position::{Seq, Session, StreamId, Time};
 
     fn header(segment: u64, first: u64) -> SegmentHeader {
@@ -524,8 +524,10 @@ mod tests {
             };
             let body = encode_body(&[draft(last.position.0), draft(last.position.0 + 1)]);
             let mut batch = BatchHeader {
+                codec: Codec::None,
                 durability: Durability::Durable,
                 body_len: u32::try_from(body.len()).unwrap(),
+                decoded_len: u32::try_from(body.len()).unwrap(),
                 count: 2,
                 body_crc: crc32fast::hash(&body),
                 first_position: Position(last.position.0 + 1),

@@ -3,8 +3,8 @@
 use crate::disk::{Disk, File, Kind, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock, MAX_SEGMENT_LEN,
-    MAX_SEGMENT_NUMBER, SEGMENT_DATA_START, SegmentHeader,
+    BATCH_HEADER_LEN, BatchHeader, Codec, Digest, FOOTER_HEADER_LEN, Flaw, Footer, HeaderBlock,
+    MAX_SEGMENT_LEN, MAX_SEGMENT_NUMBER, SEGMENT_DATA_START, SegmentHeader, decode_body,
 };
 use crate::position::{Position, to_usize};
 use std::sync::Arc;
@@ -233,6 +233,8 @@ pub(crate) struct Scanner {
     digests: bool,
     buffer: Vec<u8>,
     buffer_start: u64,
+    /// The body of the last batch, where it had to be decoded, and else nothing of use.
+    decoded: Vec<u8>,
     /// How much is read at once: little at first, as many look at one batch only.
     piece_len: usize,
     held: Option<(u64, BatchHeader)>,
@@ -248,6 +250,7 @@ impl Scanner {
             digests: false,
             buffer: Vec::new(),
             buffer_start: 0,
+            decoded: Vec::new(),
             piece_len: FIRST_PIECE_LEN,
             held: None,
             proven: Position::ZERO,
@@ -336,7 +339,7 @@ impl Scanner {
 
     /// Gives the buffer back: there may be many who wait at the end for long.
     pub(crate) fn rest(&mut self) {
-        (self.buffer, self.buffer_start) = (Vec::new(), 0);
+        (self.buffer, self.buffer_start, self.decoded) = (Vec::new(), 0, Vec::new());
     }
 
     /// Makes `len` bytes from `offset` stand in the buffer, fewer at the bound.
@@ -421,21 +424,37 @@ impl Scanner {
             "the file ends within a batch"
         } else if crc32fast::hash(&frame[BATCH_HEADER_LEN..]) != header.body_crc {
             "the batch's body does not match its checksum"
-        } else if self.digests && *blake3::hash(&frame[BATCH_HEADER_LEN..]).as_bytes() != header.body_digest {
-            let mut damage = self.damage(offset, DIGEST_DIFFERS);
-            damage.tampered = true;
-            return Ok(Step::Damage(damage.losing(lost.0, lost.1)));
         } else {
-            let body = &self.slice(offset, len)[BATCH_HEADER_LEN..];
-            return Ok(Step::Batch { offset, header, body });
+            self.decode(&header);
+            if self.digests && *blake3::hash(self.body(&header)).as_bytes() != header.body_digest {
+                let mut damage = self.damage(offset, DIGEST_DIFFERS);
+                damage.tampered = true;
+                return Ok(Step::Damage(damage.losing(lost.0, lost.1)));
+            }
+            return Ok(Step::Batch { offset, header, body: self.body(&header) });
         };
         Ok(Step::Damage(self.damage(offset, reason).losing(lost.0, lost.1)))
     }
 
-    /// The body of the batch that the last step gave.
-    pub(crate) fn body(&self, header: &BatchHeader) -> &[u8] {
+    fn decode(&mut self, header: &BatchHeader) {
+        if header.codec == Codec::None {
+            return;
+        }
+        let mut decoded = std::mem::take(&mut self.decoded);
+        let len = decode_body(header, self.stored(header), &mut decoded).len();
+        decoded.truncate(len);
+        self.decoded = decoded;
+    }
+
+    /// The body of the batch that the last step gave, as stored.
+    fn stored(&self, header: &BatchHeader) -> &[u8] {
         let len = header.body_len as usize;
         self.slice(self.spot.offset.saturating_sub(len as u64), len)
+    }
+
+    /// The body of the batch that the last step gave.
+    pub(crate) fn body(&self, header: &BatchHeader) -> &[u8] {
+        if header.codec == Codec::None { self.stored(header) } else { &self.decoded }
     }
 
     fn damage(&self, offset: u64, reason: &str) -> Damage {

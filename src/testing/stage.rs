@@ -100,6 +100,13 @@ impl Stage {
         self
     }
 
+    /// The same where what is not very short is compressed.
+    #[must_use]
+    pub fn compressing(mut self) -> Self {
+        self.journal.compress_from = 200;
+        self
+    }
+
     /// The same with other random numbers.
     #[must_use]
     pub fn seeded(self, seed: u64) -> Self {

@@ -76,6 +76,7 @@ impl Workload {
 
 const ROOMY: fn() -> Stage = || Stage::new(64 << 10, 64 << 10);
 const NARROW: fn() -> Stage = || Stage::new(1400, 1400);
+const PACKED: fn() -> Stage = || Stage::new(1400, 1400).compressing();
 const SPARES: fn() -> Stage = || Stage::new(1400, 1400).with_spares().keeping_indexes();
 
 /// All of them.
@@ -87,6 +88,8 @@ pub const ALL: &[Named] = &[
     Named { name: "keys-narrow", setting: NARROW, before: a_run_without_end, act: keys },
     Named { name: "large", setting: ROOMY, before: a_run_that_ended, act: large_batch },
     Named { name: "group", setting: ROOMY, before: nothing, act: group },
+    Named { name: "packed", setting: PACKED, before: a_run_without_end, act: large_batch },
+    Named { name: "packed-group", setting: PACKED, before: nothing, act: group },
     Named { name: "roll", setting: NARROW, before: a_run_that_ended, act: rolls },
     Named { name: "ticks", setting: NARROW, before: a_run_that_ended, act: ticks },
     Named { name: "dead-recorder", setting: ROOMY, before: a_run_without_end, act: open_and_close },

@@ -517,27 +517,39 @@ class Segment:
 class Batch:
     """A batch whose header is valid by itself."""
 
-    __slots__ = ("at", "chain", "count", "crc", "digest", "durable", "end", "first", "last", "time")
+    __slots__ = ("at", "chain", "codec", "count", "crc", "decoded", "digest", "durable", "end", "first", "last",
+                 "size", "time")
 
     def __init__(self, segment, at, end):
         header = bytes(segment.data[at:min(at + BATCH, end)])
         if header[:4] != b"RWB1" or len(header) < BATCH or \
                 zlib.crc32(segment.place(at) + header[:112]) != u32(header, 112):
             raise Malformed("no batch")
-        codec, durability, flags, size, decoded, self.count, self.crc = struct.unpack_from("<BBHIIII", header, 4)
-        if codec or durability > 1 or flags & 0xFF00:
+        self.codec, durability, flags, size, self.size, self.count, self.crc = \
+            struct.unpack_from("<BBHIIII", header, 4)
+        if self.codec > 1 or durability > 1 or flags & 0xFF00:
             raise Unsupported(f"segment {segment.number}, offset {at}: a batch of an unknown kind")
         self.first, self.time, self.durable = struct.unpack_from("<QqQ", header, 24)
         self.digest, self.chain = header[48:80], header[80:112]
         self.at, self.end, self.last = at, at + BATCH + size, self.first + self.count - 1
-        if size != decoded or size > 8 * MIB or not 1 <= self.count <= 65536:
+        self.decoded = None
+        fits = size < self.size if self.codec else size == self.size
+        if not fits or self.size > 8 * MIB or not 1 <= self.count <= 65536:
             raise Malformed("a batch header that says what cannot be")
         if not self.first or self.last + 1 > U64 or self.durable >= self.first:
             raise Malformed("a batch header with positions that cannot be")
 
+    def stored(self, segment):
+        """The bytes of the body as stored."""
+        return memoryview(segment.data)[self.at + BATCH:self.end]
+
     def body(self, segment):
         """The bytes of the body."""
-        return memoryview(segment.data)[self.at + BATCH:self.end]
+        if not self.codec:
+            return self.stored(segment)
+        if self.decoded is None:
+            self.decoded = unpack(bytes(self.stored(segment)), self.size)
+        return memoryview(self.decoded)
 
     def records(self, segment):
         """The records, which must fill the body."""
@@ -554,7 +566,7 @@ class Batch:
 
     def check(self, segment, end):
         """What verdict the body gets, and why; no reason if it is valid."""
-        if self.end > end or zlib.crc32(self.body(segment)) != self.crc:
+        if self.end > end or zlib.crc32(self.stored(segment)) != self.crc:
             return "corrupt", CUT_SHORT
         if blake3(self.body(segment)) != self.digest:
             return "tampered", "a body does not match its digest"
@@ -572,6 +584,39 @@ class Batch:
                 raise
             return False
         return True
+
+
+def unpack(block, size):
+    """What an LZ4 block decodes to, if that is as much as it should be; otherwise nothing."""
+    out, at = bytearray(), 0
+
+    def length(nibble):
+        nonlocal at
+        more = 255 if nibble == 15 else 0
+        while more == 255:
+            more, at = block[at], at + 1
+            nibble += more
+        return nibble
+
+    try:
+        while len(out) <= size <= 255 * len(block):
+            token, at = block[at], at + 1
+            literals = length(token >> 4)
+            if at + literals > len(block):
+                break
+            out += block[at:at + literals]
+            at += literals
+            if at == len(block):
+                return bytes(out) if len(out) == size else b""
+            back, at = block[at] | block[at + 1] << 8, at + 2
+            copied = 4 + length(token & 15)
+            if not 0 < back <= len(out) or len(out) + copied > size:
+                break
+            piece = bytes(out[-back:])
+            out += (piece * (copied // back + 1))[:copied]
+    except IndexError:
+        pass
+    return b""
 
 
 CUT_SHORT = "a body is cut short or does not match its checksum"

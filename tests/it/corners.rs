@@ -505,8 +505,10 @@ fn journal_counting(first: Position, drafts: &[Draft<'_>], count: u32) -> SimWor
     let body = encode_body(drafts);
     if !drafts.is_empty() {
         let mut batch = BatchHeader {
+            codec: format::Codec::None,
             durability: Durability::Durable,
             body_len: u32::try_from(body.len()).unwrap(),
+            decoded_len: u32::try_from(body.len()).unwrap(),
             count,
             body_crc: crc32fast::hash(&body),
             first_position: first,

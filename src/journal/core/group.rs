@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BatchHeader, Digest, Phase, SEGMENT_DATA_START, Target};
 use crate::journal::Receipt;
 use crate::journal::append::{Content, Frame, Shared, Waiting};
+use crate::journal::compression::Compression;
 use crate::journal::recovery::chain_at;
 use crate::journal::segment::{Segment, Spot};
 use crate::observe;
@@ -83,10 +84,10 @@ impl Group {
     }
 
     /// Ends the batch that is being put together.
-    fn close(&mut self, spot: &Spot) -> Result<()> {
+    fn close(&mut self, spot: &Spot, compression: &Compression) -> Result<()> {
         let Some((shared, members)) = self.shared.take() else { return Ok(()) };
         let first = next(self.end(spot).0)?;
-        let (header, frame) = shared.close(first, spot.position);
+        let (header, frame) = shared.close(first, spot.position, compression);
         self.push(spot, header, frame, members);
         Ok(())
     }
@@ -153,7 +154,8 @@ impl Core {
         }
         let last_seq = self.check(group, &mut append)?;
         if !joins {
-            group.close(&self.view()?.spot)?;
+            let spot = self.view()?.spot;
+            group.close(&spot, &self.compression)?;
         }
         let spot = self.view()?.spot;
         let before = group.end(&spot).0.0 + group.shared.as_ref().map_or(0, |(shared, _)| shared.count());
@@ -192,7 +194,8 @@ impl Core {
 
     /// One write, one sync, for all that was gathered. What it gives is still to be [noted](Self::note).
     fn make_durable(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<Vec<Batch>> {
-        group.close(&self.view()?.spot)?;
+        let spot = self.view()?.spot;
+        group.close(&spot, &self.compression)?;
         let Group { mut batches, len, .. } = std::mem::take(group);
         let Some(last) = batches.last() else { return Ok(batches) };
         let (position, chain) = (last.header.last_position(), last.header.chain);
