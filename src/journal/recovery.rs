@@ -123,7 +123,7 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
         if evidence > good.position { last_damaged(&segment, last_readable, evidence)? } else { good };
     let footer_len = footer_len_at(&segment, good.offset)?;
     let garbage = nonzero(&segment, good.offset + footer_len, len)?;
-    let footer = footer_len > 0;
+    let footer = footer_len != 0;
     Ok(Inspection {
         segment,
         good,

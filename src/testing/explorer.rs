@@ -18,9 +18,10 @@ use super::workloads::Workload;
 use crate::disk::sim::{Choices, Fate, Fault, Operation, SECTOR, SimWorld};
 use crate::journal::Verdict;
 use crate::record::Record;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How far to go. A share of `n` takes one state in `n`, which one following from the state.
 #[derive(Debug, Clone)]
@@ -81,7 +82,7 @@ impl Bounds {
 }
 
 /// What an exploration came to.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Explored {
     /// Operations of the workload.
     pub operations: u64,
@@ -130,7 +131,11 @@ const MARK: &str = "journal/mark";
 /// What was judged before, by 64 bits of its digest: of 10⁸ states not one in a thousand such sets
 /// takes two for the same. Shared by all threads.
 #[derive(Debug)]
-pub struct Seen(Vec<Mutex<Keys>>);
+pub struct Seen {
+    shards: Vec<Mutex<Keys>>,
+    /// What was not seen before the last time this was asked for, where it will be.
+    new: Option<Mutex<Vec<u64>>>,
+}
 
 #[expect(clippy::disallowed_types, reason = "only asked whether something is in it")]
 type Keys = std::collections::HashSet<u64, BuildHasherDefault<Same>>;
@@ -151,21 +156,40 @@ impl Hasher for Same {
     }
 }
 
+fn hold<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Default for Seen {
     fn default() -> Self {
-        Self((0..64).map(|_| Mutex::default()).collect())
+        Self { shards: (0..64).map(|_| Mutex::default()).collect(), new: None }
     }
 }
 
 impl Seen {
     fn insert(&self, key: u64) -> bool {
         let shard = usize::try_from(key >> 58).unwrap_or(0);
-        self.0[shard].lock().unwrap_or_else(PoisonError::into_inner).insert(key)
+        let new = hold(&self.shards[shard]).insert(key);
+        if let Some(all) = self.new.as_ref().filter(|_| new) {
+            hold(all).push(key);
+        }
+        new
+    }
+
+    /// Remembers what another set had seen, and from then on what is new.
+    pub fn remember(&mut self, keys: impl Iterator<Item = u64>) {
+        keys.for_each(|key| _ = self.insert(key));
+        self.new = Some(Mutex::default());
+    }
+
+    /// What is new since the last time, or since it was [remembered](Self::remember).
+    pub fn take_new(&self) -> Vec<u64> {
+        self.new.as_ref().map_or_else(Vec::new, |new| std::mem::take(&mut *hold(new)))
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.0.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        self.shards.iter().map(|shard| hold(shard).len()).sum()
     }
 
     /// Whether there are none.

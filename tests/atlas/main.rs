@@ -6,6 +6,8 @@
 //! cargo test --release --test atlas -- kills --count 20000
 //! cargo test --release --test atlas -- explore --case NAME
 //! cargo test --release --test atlas -- --first             ends with the first finding
+//! cargo test --release --test atlas -- explore --count 100000000 --resume DIR
+//!                                                        goes on where it was stopped, or killed
 //! ```
 //!
 //! Each layer counts what it did and says what it left out, and why. What is found to be wrong is
@@ -33,6 +35,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -47,6 +50,8 @@ pub(crate) struct Asked {
     case: Option<String>,
     /// Whether the first finding is enough.
     first: bool,
+    /// Where to keep how far it is, and what was seen.
+    resume: Option<PathBuf>,
 }
 
 impl Asked {
@@ -147,7 +152,7 @@ fn main() -> ExitCode {
         Err(usage) => {
             let layers: Vec<_> = LAYERS.iter().map(|l| format!("  {:<10} {}", l.name, l.about)).collect();
             eprintln!(
-                "{usage}\n\natlas [LAYER]... [--minutes N] [--count N] [--case NAME] [--first]\n{}",
+                "{usage}\n\natlas [LAYER]... [--minutes N] [--count N] [--case NAME] [--first] [--resume DIR]\n{}",
                 layers.join("\n")
             );
             ExitCode::from(2)
@@ -165,6 +170,7 @@ fn begin(mut args: impl Iterator<Item = String>) -> Result<bool, String> {
             "--count" => asked.count = Some(number(value()?)?),
             "--case" => asked.case = Some(value()?),
             "--first" => asked.first = true,
+            "--resume" => asked.resume = Some(value()?.into()),
             name => wanted.push(LAYERS.iter().find(|l| l.name == name).ok_or(format!("no layer {name}"))?),
         }
     }
