@@ -6,6 +6,7 @@
 #[cfg(feature = "tracing-layer")]
 mod beside;
 mod ending;
+mod flusher;
 mod log;
 mod publisher;
 mod repair;
@@ -36,6 +37,7 @@ use crate::observe;
 use crate::position::{Seq, StreamId, Time};
 use crate::projection::{LogTail, RunFold};
 use crate::record::{Body, RunName, RunPrepared, TICKS_STREAM, Tick};
+use flusher::Flusher;
 use publisher::Publisher;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +67,9 @@ pub struct Options {
     /// Whether the daily files of the timed jobs are among them. Default: yes. Without, `runwal
     /// rebuild`, or the next engine that publishes them, makes them.
     pub publish_ticks: bool,
+    /// By when what was [buffered](Engine::buffer) is durable at the latest, but for the time that the
+    /// disk takes. Default: 50 ms.
+    pub buffer_for: Duration,
     /// How many lines a `log_tail` checkpoint has at most. Default: 200.
     pub log_tail_lines: usize,
     /// How many bytes it has at most. Default: 64 KiB; at most 512 KiB, so that it fits into the
@@ -80,6 +85,7 @@ impl Default for Options {
             orphan_grace: Duration::from_secs(2),
             publish: true,
             publish_ticks: true,
+            buffer_for: Duration::from_millis(50),
             log_tail_lines: LogTail::LINES,
             log_tail_bytes: LogTail::BYTES,
         }
@@ -159,6 +165,9 @@ struct Inner {
     boot: [u8; 16],
     log_tail: (usize, usize),
     publisher: OnceLock<Arc<Publisher>>,
+    buffer_for: Duration,
+    /// Made when something is buffered first.
+    flusher: OnceLock<Flusher>,
     alive: Mutex<Option<Alive>>,
     closed: AtomicBool,
     ticks: OnceLock<StreamId>,
@@ -222,6 +231,8 @@ impl Engine {
             boot,
             log_tail,
             publisher: OnceLock::new(),
+            buffer_for: options.buffer_for,
+            flusher: OnceLock::new(),
             alive: Mutex::new(Some(alive)),
             closed: AtomicBool::new(false),
             ticks: OnceLock::new(),
@@ -326,7 +337,7 @@ impl Engine {
         for record in then {
             drafts.push(self.draft(Target::Opened, record)?);
         }
-        let ticket = self.hand_in(Append { drafts, conditions, open: false, place })?;
+        let ticket = self.hand_in(Append { drafts, conditions, open: false, place, buffered: false })?;
         Ok(Ticket {
             inner: Handed::In(ticket),
             publisher: self.0.publisher.get().cloned(),
@@ -383,6 +394,45 @@ impl Engine {
         self.submit_queued(stream, conditions.into(), records, None)
     }
 
+    /// The same for records that nobody waits for: they are durable within [`Options::buffer_for`], or with
+    /// whatever is made durable before. The journal notes that they were not waited for. The ticket may be
+    /// dropped; whoever waits for it has them made durable at once.
+    ///
+    /// # After a crash
+    /// What was buffered in the last moments may be missing: of all that was handed in to this engine, the
+    /// end. What is durable is so in the order in which it was handed in, up to some point.
+    ///
+    /// # Errors
+    /// What can be told of the records without a look at the journal; and [`ErrorKind::Reopen`] where an
+    /// earlier write failed, so that who never waits is told too. That a condition did not hold is known
+    /// by the ticket alone.
+    pub fn buffer(
+        &self,
+        stream: StreamId,
+        conditions: impl Into<Conditions>,
+        records: &[NewRecord],
+    ) -> Result<Ticket> {
+        self.0.journal.check_writable()?;
+        let flusher = match self.0.flusher.get() {
+            Some(flusher) => flusher,
+            None => self.start_flusher()?,
+        };
+        let ticket = self.submit_with(stream, conditions.into(), records, None, true)?;
+        flusher.ask(self.0.journal.waiting_len());
+        Ok(ticket)
+    }
+
+    fn start_flusher(&self) -> Result<&Flusher> {
+        let publisher = self.0.publisher.get().cloned();
+        let flusher = Flusher::start(self.0.journal.clone(), publisher, self.0.buffer_for)?;
+        // Somebody else may have been faster.
+        let unneeded = self.0.flusher.set(flusher);
+        if let Err(unneeded) = unneeded {
+            unneeded.stop();
+        }
+        self.0.flusher.get().ok_or_else(|| Error::misuse("there is no thread that commits what is buffered"))
+    }
+
     /// The same with the place that it had in a queue.
     pub(crate) fn submit_queued(
         &self,
@@ -391,13 +441,24 @@ impl Engine {
         records: &[NewRecord],
         place: Option<Box<dyn Queued>>,
     ) -> Result<Ticket> {
+        self.submit_with(stream, conditions, records, place, false)
+    }
+
+    fn submit_with(
+        &self,
+        stream: StreamId,
+        conditions: Conditions,
+        records: &[NewRecord],
+        place: Option<Box<dyn Queued>>,
+        buffered: bool,
+    ) -> Result<Ticket> {
         let drafts = records
             .iter()
             .map(|record| self.draft(Target::Stream(stream), record))
             .collect::<Result<Vec<_>>>()?;
         // What changes the state of a run, or ends it, comes too late behind its end.
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
-        let ticket = self.hand_in(Append { drafts, conditions, open, place })?;
+        let ticket = self.hand_in(Append { drafts, conditions, open, place, buffered })?;
         let publisher = self.0.publisher.get().cloned();
         Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
     }
@@ -431,7 +492,8 @@ impl Engine {
             }
             let open = records.iter().any(|(_, record)| record.ends);
             let conditions = conditions.clone();
-            let handed_in = self.hand_in(Append { drafts, conditions, open, place: None })?;
+            let handed_in =
+                self.hand_in(Append { drafts, conditions, open, place: None, buffered: false })?;
             let inner = if opened {
                 match handed_in.wait() {
                     // Another process was faster in opening the stream.
@@ -458,7 +520,8 @@ impl Engine {
     #[cfg(feature = "tokio")]
     pub(crate) fn open_stream(&self, name: &str, first: &NewRecord) -> Result<Receipt> {
         let drafts = vec![self.draft(Target::Open(name.as_bytes().to_vec()), first)?];
-        self.hand_in(Append { drafts, conditions: Conditions::none(), open: false, place: None })?.wait()
+        let conditions = Conditions::none();
+        self.hand_in(Append { drafts, conditions, open: false, place: None, buffered: false })?.wait()
     }
 
     /// The directory of the daily files of the timed jobs; `None` where this engine does not write
@@ -639,6 +702,9 @@ impl Inner {
     fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
+        }
+        if let Some(flusher) = self.flusher.get() {
+            flusher.stop();
         }
         self.journal.flush();
         let published = self.publisher.get().map_or(Ok(()), |publisher| publisher.stop());

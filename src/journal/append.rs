@@ -31,6 +31,8 @@ pub(crate) struct Append<'p> {
     pub(crate) open: bool,
     /// The place that it had in a queue before: given back when it is taken up.
     pub(crate) place: Option<Box<dyn Queued>>,
+    /// Whether nobody waits for it.
+    pub(crate) buffered: bool,
 }
 
 /// A place in somebody's queue, given back by dropping it.
@@ -45,6 +47,7 @@ pub(super) struct Waiting {
     pub(super) must_be_open: Option<StreamId>,
     pub(super) ends: Option<StreamId>,
     pub(super) content: Content,
+    pub(super) durability: Durability,
     _place: Option<Box<dyn Queued>>,
 }
 
@@ -62,6 +65,7 @@ pub(super) enum Content {
 pub(super) struct Encoded {
     heads: Vec<(Target, Seq)>,
     time: Time,
+    durability: Durability,
     frame: Frame,
     sums: Sums,
     compression: Arc<Compression>,
@@ -88,6 +92,8 @@ struct Sums {
 pub(super) struct Shared {
     base: Time,
     count: u32,
+    /// Whether anybody waits for any of it.
+    durability: Durability,
     frame: Frame,
 }
 
@@ -119,15 +125,17 @@ impl Waiting {
         };
         let must_be_open = append.drafts.first().filter(|_| append.open).and_then(stream);
         let ends = append.drafts.iter().find(|draft| draft.close).and_then(stream);
+        let durability = if append.buffered { Durability::Buffered } else { Durability::Durable };
         let len = append.drafts.iter().map(Draft::max_len).sum();
         let content = if len <= MAX_LOOSE_LEN && append.conditions.key.is_none() {
             guesses.pass(&append.drafts);
             Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
         } else {
             guesses.guess(&mut append);
-            Content::Encoded(Encoded::new(&append.drafts, compression)?)
+            Content::Encoded(Encoded::new(&append.drafts, durability, compression)?)
         };
-        Ok(Self { conditions: append.conditions, must_be_open, ends, content, _place: append.place })
+        let conditions = append.conditions;
+        Ok(Self { conditions, must_be_open, ends, content, durability, _place: append.place })
     }
 
     /// The most bytes that it adds to a body, or the body's own.
@@ -187,7 +195,7 @@ impl Waiting {
 }
 
 impl Encoded {
-    fn new(drafts: &[Draft<'_>], compression: &Arc<Compression>) -> Result<Self> {
+    fn new(drafts: &[Draft<'_>], durability: Durability, compression: &Arc<Compression>) -> Result<Self> {
         let time = drafts.first().map_or(Time::default(), |draft| draft.time);
         let heads = drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
         let mut frame = Frame::of(drafts, time);
@@ -198,7 +206,7 @@ impl Encoded {
         }
         frame.pack(count(drafts.len()), time, compression);
         let sums = frame.sums();
-        Ok(Self { heads, time, frame, sums, compression: Arc::clone(compression) })
+        Ok(Self { heads, time, durability, frame, sums, compression: Arc::clone(compression) })
     }
 
     /// The same records with the sequences that now stand in `heads`.
@@ -232,7 +240,10 @@ impl Encoded {
 
     /// Its header, but for the chain hash.
     pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
-        self.frame.header(self.sums, count(self.heads.len()), self.time, first_position, durable_upto)
+        let durability = self.durability;
+        let header =
+            self.frame.header(self.sums, count(self.heads.len()), self.time, first_position, durable_upto);
+        BatchHeader { durability, ..header }
     }
 
     pub(super) fn body(&self) -> &[u8] {
@@ -247,7 +258,7 @@ impl Encoded {
 impl Shared {
     /// A batch whose first record has this time, in a buffer that is not needed any more.
     pub(super) fn new(base: Time, buffer: Vec<u8>) -> Self {
-        Self { base, count: 0, frame: Frame::new(buffer) }
+        Self { base, count: 0, durability: Durability::Buffered, frame: Frame::new(buffer) }
     }
 
     /// Whether so much more fits.
@@ -256,7 +267,10 @@ impl Shared {
         len <= MAX_SHARED_LEN && count <= MAX_BATCH_RECORDS as usize
     }
 
-    pub(super) fn add(&mut self, drafts: &[Draft<'_>]) {
+    pub(super) fn add(&mut self, drafts: &[Draft<'_>], durability: Durability) {
+        if durability == Durability::Durable {
+            self.durability = durability;
+        }
         drafts.iter().for_each(|draft| draft.encode(self.base, &mut self.frame.plain));
         self.count += count(drafts.len());
     }
@@ -281,7 +295,7 @@ impl Shared {
         self.frame.pack(self.count, self.base, compression);
         let header =
             self.frame.header(self.frame.sums(), self.count, self.base, first_position, durable_upto);
-        (header, self.frame)
+        (BatchHeader { durability: self.durability, ..header }, self.frame)
     }
 }
 

@@ -286,7 +286,9 @@ fn take<A>(given: &[Mutex<Option<A>>], nth: usize) -> Option<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::due::Due;
     use std::task::Wake;
+    use std::time::Duration;
 
     #[cfg(shuttle)]
     use shuttle::thread;
@@ -499,6 +501,40 @@ mod tests {
             commits.nudge();
             server.join().unwrap();
             assert_eq!(commits.core().committed.last(), Some(&3));
+        });
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_committed_all_the_same() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            let due = Arc::new(Due::new());
+            let flusher = {
+                let (commits, due) = (Arc::clone(&commits), Arc::clone(&due));
+                thread::spawn(move || {
+                    while due.wait(Duration::from_millis(1)) {
+                        commits.flush();
+                    }
+                })
+            };
+            let threads: Vec<_> = [1, 2]
+                .map(|n| {
+                    let (commits, due) = (Arc::clone(&commits), Arc::clone(&due));
+                    thread::spawn(move || {
+                        for m in [n, n + 10] {
+                            drop(commits.hand_in(m));
+                            due.ask(usize::try_from(m).unwrap() << 20);
+                        }
+                    })
+                })
+                .into_iter()
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            while commits.core().committed.len() < 4 {
+                thread::yield_now();
+            }
+            due.stop();
+            flusher.join().unwrap();
         });
     }
 

@@ -42,7 +42,6 @@ pub(super) struct Core {
     mark: MarkFile,
     mark_view: MarkView,
     pub(super) view: Option<View>,
-    poisoned: Option<String>,
     filler: Filler,
     written: Written,
     pub(super) compression: Arc<Compression>,
@@ -84,7 +83,6 @@ impl Core {
             mark,
             mark_view: MarkView::ABSENT,
             view: None,
-            poisoned: None,
             filler: Filler::default(),
             compression: Arc::new(Compression::new(options.compress_from)),
             written: Written::default(),
@@ -96,14 +94,14 @@ impl Core {
     /// Runs `work` with the lock held and everything of others caught up with. Those who are told of it
     /// (subscribers, a disk of the embedder's) are not ours: where one panics, nobody else waits for ever.
     pub(super) fn locked<T>(&mut self, work: impl FnOnce(&mut Self, &OpenReport) -> Result<T>) -> Result<T> {
-        if let Some(why) = &self.poisoned {
+        if let Some(why) = self.told.poisoned.get() {
             return Err(poisoned(why));
         }
         self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
         let done = catch_unwind(AssertUnwindSafe(|| self.catch_up().and_then(|report| work(self, &report))));
         let result = done.unwrap_or_else(|_| {
             // Where it stopped is as little known as after a failed write.
-            self.poisoned = Some("something panicked in the middle of it".to_owned());
+            self.poison("something panicked in the middle of it".to_owned());
             Err(Error::new(ErrorKind::Reopen, "something panicked under the journal's lock").hint(
                 "Whether what was being written is in the journal is not known. Open it anew: that settles it.",
             ))
@@ -337,7 +335,7 @@ impl Core {
             Err(error) => {
                 let why = error.to_string();
                 observe::poisoned(&why);
-                self.poisoned = Some(why.clone());
+                self.poison(why);
                 let kind = if error.kind() == ErrorKind::Full { ErrorKind::Full } else { ErrorKind::Reopen };
                 Err(error.into_kind(kind).hint(
                     "Whether what was being written is in the journal is not known. Open it anew: that settles it.",
@@ -372,7 +370,12 @@ impl Core {
     }
 
     pub(super) fn is_poisoned(&self) -> bool {
-        self.poisoned.is_some()
+        self.told.poisoned.get().is_some()
+    }
+
+    fn poison(&self, why: String) {
+        // What was wrong first is what is told.
+        let _ = self.told.poisoned.set(why);
     }
 }
 
@@ -402,7 +405,7 @@ fn next_seq(seq: Seq) -> Result<Seq> {
     seq.next().ok_or_else(|| Error::new(ErrorKind::Full, "the sequences of this stream are used up"))
 }
 
-fn poisoned(why: &str) -> Error {
+pub(super) fn poisoned(why: &str) -> Error {
     Error::new(ErrorKind::Reopen, format!("an earlier write failed, so nothing more is written here: {why}"))
         .hint("Reading goes on. Open the journal anew to write: that settles what is in it.")
 }

@@ -11,6 +11,7 @@ mod commit;
 mod compression;
 mod core;
 mod directory;
+mod due;
 mod index;
 mod keys;
 pub(crate) mod live;
@@ -34,6 +35,7 @@ use self::bell::Bell;
 use self::commit::{Commit, Commits, Place};
 use self::compression::Compression;
 use self::core::{Answer, Core};
+pub(crate) use self::due::Due;
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +45,7 @@ use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 #[cfg(feature = "tokio")]
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -210,6 +212,8 @@ struct Told {
     durable: AtomicU64,
     /// The highest term that was seen.
     term: AtomicU64,
+    /// Why nothing more is written, once that is so.
+    poisoned: OnceLock<String>,
     bell: Arc<Bell>,
 }
 
@@ -302,6 +306,16 @@ impl Journal {
     /// Commits everything handed in so far.
     pub(crate) fn flush(&self) {
         self.0.commits.flush();
+    }
+
+    /// Bytes that wait to be committed.
+    pub(crate) fn waiting_len(&self) -> usize {
+        self.0.commits.waiting_len()
+    }
+
+    /// Whether anything can be written still, without waiting for a commit that is under way.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.0.told.poisoned.get().map_or(Ok(()), |why| Err(core::poisoned(why)))
     }
 
     /// The last position known to be durable in this process.

@@ -1,4 +1,4 @@
-//! The locks of [`commit`](super::commit): the standard library's, or, under `--cfg shuttle`, those of a
+//! The locks of [`commit`](super::commit) and [`due`](super::due): the standard library's, or, under `--cfg shuttle`, those of a
 //! scheduler that tries the orders in which threads can meet.
 
 #[cfg(shuttle)]
@@ -10,6 +10,7 @@ pub(super) use shuttle::{
     thread::yield_now,
 };
 use std::sync::{OnceLock, PoisonError};
+use std::time::Duration;
 #[cfg(not(shuttle))]
 pub(super) use std::{
     sync::{
@@ -79,6 +80,23 @@ pub(super) const LINGER: usize = if cfg!(shuttle) { 2 } else { 250 };
 /// Holds a lock. No code that holds one of these panics half-way through a change; the data is whole.
 pub(super) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for as long as something holds, at most so long. Where the order of threads is a scheduler's, no
+/// time goes by.
+pub(super) fn wait_while<'m, T>(
+    condition: &Condvar,
+    guard: MutexGuard<'m, T>,
+    at_most: Duration,
+    holds: impl FnMut(&mut T) -> bool,
+) -> MutexGuard<'m, T> {
+    #[cfg(shuttle)]
+    {
+        let _ = (condition, at_most, holds);
+        guard
+    }
+    #[cfg(not(shuttle))]
+    condition.wait_timeout_while(guard, at_most, holds).unwrap_or_else(PoisonError::into_inner).0
 }
 
 /// Waits to be notified.

@@ -443,7 +443,13 @@ impl Stage {
                 term: None,
                 payload: payload.into(),
             };
-            match journal.submit(Append { drafts: vec![draft], conditions, open: false, place: None }) {
+            match journal.submit(Append {
+                drafts: vec![draft],
+                conditions,
+                open: false,
+                place: None,
+                buffered: nth % 3 == 2,
+            }) {
                 Ok(ticket) => tickets.push((batch, ticket)),
                 Err(error) => self.complain("handing in", &error),
             }

@@ -10,6 +10,7 @@
 )]
 
 mod attempt;
+mod buffering;
 mod cli;
 mod commands;
 mod conductor;

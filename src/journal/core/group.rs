@@ -103,7 +103,7 @@ impl Core {
             let mut group = Group::default();
             for (i, append) in appends.into_iter().enumerate() {
                 if let Err(error) = core.gather(&mut group, i, append, &mut tell) {
-                    if core.poisoned.is_some() {
+                    if core.is_poisoned() {
                         return Err(error);
                     }
                     tell(i, Err(error));
@@ -175,7 +175,7 @@ impl Core {
                 let (shared, members) = group
                     .shared
                     .get_or_insert_with(|| (Shared::new(base, std::mem::take(buffer)), Vec::new()));
-                shared.add(&drafts);
+                shared.add(&drafts, append.durability);
                 members.push(member);
             }
             Content::Encoded(encoded) => {

@@ -1,0 +1,146 @@
+//! Records that nobody waits for: durable after a while, before that with whatever is made durable, noted
+//! in the file, and lost from the end alone.
+
+use runwal::disk::sim::Fault;
+use runwal::engine::{Conditions, Engine, NewRecord, Options, World};
+use runwal::format::{BatchHeader, Durability, HeaderBlock, SEGMENT_DATA_START};
+use runwal::position::{Seq, StreamId};
+use runwal::record::{Body, Channel, Id};
+use runwal::run::{Recorder, RunRequest};
+use runwal::testing::stage::Stage;
+use runwal::{ErrorKind, Log, Verdict};
+use std::path::Path;
+use std::sync::Barrier;
+use std::time::Duration;
+
+/// Longer than any test takes.
+const FOR_EVER: Duration = Duration::from_hours(1);
+
+fn chunk(bytes: &[u8]) -> [NewRecord; 1] {
+    [Body::Chunk(Channel::Stdout, bytes.to_vec()).into()]
+}
+
+/// An engine, with the stream of a run that was begun.
+fn begun(dir: &Path, buffer_for: Duration) -> (Engine, StreamId) {
+    let options = Options { buffer_for, ..Options::default() };
+    let (engine, _) = Engine::open_in(World::create(dir).unwrap(), options).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    let run = Recorder::prepare(&engine, RunRequest::new(id("t"), id("r"), id("s"))).unwrap();
+    let stream = run.stream();
+    std::mem::forget(run);
+    (engine, stream)
+}
+
+/// How the batches of the first segment were asked for.
+fn durabilities(dir: &Path) -> Vec<Durability> {
+    #[expect(clippy::disallowed_methods, reason = "looks at the journal behind the library's back")]
+    let bytes = std::fs::read(dir.join("journal/0000000001.seg")).unwrap();
+    let site = HeaderBlock::decode(&bytes).unwrap().header.site();
+    let (mut at, mut found) = (SEGMENT_DATA_START, Vec::new());
+    while let Some(rest) = bytes.get(usize::try_from(at).unwrap()..)
+        && let Ok(batch) = BatchHeader::decode(rest, &site, at)
+    {
+        found.push(batch.durability);
+        at += batch.frame_len();
+    }
+    found
+}
+
+#[test]
+fn what_nobody_waits_for_becomes_durable_and_is_published() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, stream) = begun(dir.path(), Duration::from_millis(1));
+    let mut log = Log::open(dir.path()).unwrap();
+    let before = log.durable();
+    for round in 0..5_u64 {
+        drop(engine.buffer(stream, Conditions::none(), &chunk(b"line\n")).unwrap());
+        while log.durable().0 < before.0 + round + 1 {
+            assert!(log.wait(Duration::from_mins(1)).unwrap(), "round {round}");
+        }
+    }
+    let end = log.end_of(stream).unwrap().unwrap();
+    // The files show it although nobody has told.
+    let last = engine.append(stream, None, &chunk(b"last\n")).unwrap();
+    assert_eq!(last.last_seq.0, end.0.0 + 1);
+    engine.wait_published(&last).unwrap();
+    engine.close().unwrap();
+    assert_eq!(durabilities(dir.path()).iter().filter(|d| **d == Durability::Buffered).count(), 5);
+}
+
+#[test]
+fn whoever_waits_takes_along_what_was_buffered_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, stream) = begun(dir.path(), FOR_EVER);
+    let known = durabilities(dir.path()).len();
+    let last = || Log::open(dir.path()).unwrap().end_of(stream).unwrap().unwrap().0.0;
+    let before = last();
+    drop(engine.buffer(stream, None, &chunk(b"first")).unwrap());
+    let ticket = engine.buffer(stream, None, &chunk(b"second")).unwrap();
+    assert_eq!(durabilities(dir.path()).len(), known, "nothing is written yet");
+    assert_eq!(ticket.wait().unwrap().last_seq, Seq(before + 2));
+    drop(engine.buffer(stream, None, &chunk(b"third")).unwrap());
+    engine.append(stream, None, &chunk(b"fourth")).unwrap();
+    drop(engine.buffer(stream, None, &chunk(b"fifth")).unwrap());
+    engine.close().unwrap();
+    let found = durabilities(dir.path());
+    let expected = [Durability::Buffered, Durability::Durable, Durability::Buffered];
+    assert_eq!(found[known..known + 3], expected, "one for those that were made durable together");
+    assert_eq!(last(), before + 5, "closing commits the fifth");
+}
+
+#[test]
+fn much_is_committed_at_once_and_all_of_it_is_there_in_order() {
+    const THREADS: u32 = 3;
+    const EACH: u32 = 3_000;
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, stream) = begun(dir.path(), FOR_EVER);
+    let begin = Barrier::new(THREADS as usize);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (engine, begin) = (&engine, &begin);
+            scope.spawn(move || {
+                begin.wait();
+                for n in 0..EACH {
+                    let mut bytes = [thread.to_le_bytes(), n.to_le_bytes()].concat();
+                    bytes.resize(4_000, 7);
+                    drop(engine.buffer(stream, None, &chunk(&bytes)).unwrap());
+                }
+            });
+        }
+    });
+    // More than may wait was handed in, and nobody has waited.
+    assert!(engine.log().unwrap().durable().0 > 1_000);
+    engine.close().unwrap();
+    let mut log = Log::open(dir.path()).unwrap();
+    let mut next = [0; THREADS as usize];
+    log.stream(stream, Seq(1), &mut |record| {
+        if let Body::Chunk(_, bytes) = &record.body
+            && let (Some(thread), Some(n)) = (bytes.first_chunk(), bytes[4..].first_chunk())
+        {
+            let thread = u32::from_le_bytes(*thread) as usize;
+            assert_eq!(u32::from_le_bytes(*n), next[thread]);
+            next[thread] += 1;
+        }
+        Ok(true)
+    })
+    .unwrap();
+    assert_eq!(next, [EACH; THREADS as usize]);
+    assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
+}
+
+/// Who never waits is told as well that nothing is written any more.
+#[test]
+fn a_failed_write_is_told_to_the_next_who_buffers() {
+    let mut stage = Stage::new(64 << 10, 64 << 10);
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a").unwrap();
+    let engine = writer.engine();
+    drop(engine.buffer(run, None, &chunk(b"kept in memory")).unwrap());
+    stage.world.fail_at(stage.world.operations() + 3, Fault::once(5));
+    engine.append(run, None, &chunk(b"taken along")).unwrap_err();
+    let told = engine.buffer(run, None, &chunk(b"too late")).unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Reopen, "{told}");
+    engine.close().unwrap();
+    let closed = engine.buffer(run, None, &chunk(b"later still")).unwrap_err();
+    assert_eq!(closed.kind(), ErrorKind::Reopen, "{closed}");
+}
