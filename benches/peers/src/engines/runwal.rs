@@ -15,9 +15,6 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::Path;
 
-/// How many bursts are handed in before the last of them is waited for.
-const WINDOW_BURSTS: usize = 256;
-
 /// How many tickets for new runs are held at once.
 const BEGIN_WINDOW: usize = 1024;
 
@@ -76,18 +73,14 @@ impl Runwal {
         Ok(self.journal.submit_run(&run, None, Conditions::none(), &[])?)
     }
 
-    /// A buffered append of many events: tickets are handed in, and waited for a window at a time. Each
-    /// window costs a sync.
+    /// A buffered append of many events, of which the last is waited for.
     fn append_buffered(&self, bursts: impl Iterator<Item = Result<(u32, Vec<NewRecord>)>>) -> Result<()> {
-        let mut window = Vec::with_capacity(WINDOW_BURSTS);
+        let mut last = None;
         for burst in bursts {
             let (stream, records) = burst?;
-            window.push(self.journal.submit(self.stream(stream)?, Conditions::none(), &records)?);
-            if window.len() == WINDOW_BURSTS {
-                wait(window.drain(..))?;
-            }
+            last = Some(self.journal.buffer(self.stream(stream)?, Conditions::none(), &records)?);
         }
-        wait(window)
+        wait(last)
     }
 }
 
