@@ -4,7 +4,7 @@
 //! lengths of 64 bits, which is how the project has configured it.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use runwal::format::{BatchHeader, Draft, Durability, Records, Target, WireRecord, encode_body};
+use runwal::format::{BatchHeader, Codec, Draft, Durability, Records, Target, WireRecord, encode_body};
 use runwal::position::{Position, Seq, StreamId, Time};
 use runwal::projection::{Change, RunFold, TickFold};
 use runwal::record::{Body, Record, RunName, TICKS_STREAM, kind};

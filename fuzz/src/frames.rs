@@ -4,8 +4,9 @@
 
 use arbitrary::Unstructured;
 use runwal::format::{
-    BATCH_HEADER_LEN, BatchHeader, Busy, Draft, Durability, FOOTER_HEADER_LEN, Footer, HEADER_COPY_LEN,
-    HeaderBlock, Mark, Records, SEGMENT_DATA_START, SegmentHeader, Site, Target, WireRecord, encode_body,
+    BATCH_HEADER_LEN, BatchHeader, Busy, Codec, Draft, Durability, FOOTER_HEADER_LEN, Footer,
+    HEADER_COPY_LEN, HeaderBlock, Mark, Records, SEGMENT_DATA_START, SegmentHeader, Site, Target, WireRecord,
+    encode_body,
 };
 use runwal::position::{Position, Time};
 

@@ -142,6 +142,11 @@ pub trait File: Send + Sync + Debug {
     fn try_lock(&self) -> Result<bool>;
     /// Gives the lock back.
     fn unlock(&self) -> Result<()>;
+    /// Begins to bring what was written there to the device, so that a later [`sync`](Self::sync) has less
+    /// to do. Advice: it may do nothing, and proves nothing.
+    fn begin_writing_back(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
     /// Drops cached clean pages, so that the next read asks the device. Advice: it may do nothing.
     fn drop_cache(&self) -> Result<()>;
 }

@@ -391,6 +391,11 @@ impl File for OsFile {
         retry(|| fs::flock(&self.fd, FlockOperation::Unlock)).map_err(|e| self.error("unlocking", e))
     }
 
+    fn begin_writing_back(&self, offset: u64, len: u64) {
+        // What is dirty cannot be dropped: the kernel begins to write it, and does not wait for that.
+        let _ = fs::fadvise(&self.fd, offset, std::num::NonZeroU64::new(len), fs::Advice::DontNeed);
+    }
+
     fn drop_cache(&self) -> Result<()> {
         fs::fadvise(&self.fd, 0, None, fs::Advice::DontNeed).map_err(|e| self.error("advising on", e))
     }

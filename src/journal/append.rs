@@ -14,11 +14,16 @@ use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Up to which length an append shares a batch with others.
+/// Up to which length an append shares a batch with others, and where what is written gets shorter: then it
+/// does all the more with its neighbours.
 const MAX_LOOSE_LEN: usize = 16 << 10;
+const MAX_LOOSE_PACKED_LEN: usize = 32 << 10;
+/// Of how many streams it is remembered which sequence comes next.
+const MAX_GUESSED: usize = 4 << 10;
 /// How long the body of such a batch gets: one checksum and one digest for all of it, which is what
 /// whoever wants one of its records has to read.
 const MAX_SHARED_LEN: usize = 64 << 10;
+const MAX_SHARED_PACKED_LEN: usize = 128 << 10;
 
 /// Records that become durable together or not at all.
 #[derive(Debug)]
@@ -69,6 +74,9 @@ pub(super) struct Encoded {
     frame: Frame,
     sums: Sums,
     compression: Arc<Compression>,
+    guesses: Arc<Guesses>,
+    /// How often it was wrong before what its first stream's sequence was thought to be.
+    wrong: u64,
 }
 
 /// The bytes of a batch.
@@ -100,16 +108,23 @@ pub(super) struct Shared {
 /// Which sequences appends that are encoded ahead of their turn are thought to get.
 #[derive(Debug, Default)]
 pub(super) struct Guesses {
-    last: Mutex<BTreeMap<StreamId, Seq>>,
+    last: Mutex<BTreeMap<StreamId, Guess>>,
     /// Whether there is any.
     some: AtomicBool,
+}
+
+/// What the last record of a stream is thought to be, and how often that was wrong.
+#[derive(Debug, Clone, Copy, Default)]
+struct Guess {
+    last: Seq,
+    wrong: u64,
 }
 
 impl Waiting {
     /// Takes an append in, whose numbers are within their limits.
     pub(super) fn new(
         mut append: Append<'_>,
-        guesses: &Guesses,
+        guesses: &Arc<Guesses>,
         compression: &Arc<Compression>,
     ) -> Result<Self> {
         if let Some(first) = append.drafts.first_mut() {
@@ -127,12 +142,14 @@ impl Waiting {
         let ends = append.drafts.iter().find(|draft| draft.close).and_then(stream);
         let durability = if append.buffered { Durability::Buffered } else { Durability::Durable };
         let len = append.drafts.iter().map(Draft::max_len).sum();
-        let content = if len <= MAX_LOOSE_LEN && append.conditions.key.is_none() {
+        let max_len = if compression.pays() { MAX_LOOSE_PACKED_LEN } else { MAX_LOOSE_LEN };
+        let content = if len <= max_len && append.conditions.key.is_none() {
             guesses.pass(&append.drafts);
             Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
         } else {
-            guesses.guess(&mut append);
-            Content::Encoded(Encoded::new(&append.drafts, durability, compression)?)
+            let wrong = guesses.guess(&mut append);
+            let encoded = Encoded::new(&append.drafts, durability, compression)?;
+            Content::Encoded(Encoded { guesses: Arc::clone(guesses), wrong, ..encoded })
         };
         let conditions = append.conditions;
         Ok(Self { conditions, must_be_open, ends, content, durability, _place: append.place })
@@ -182,8 +199,13 @@ impl Waiting {
                 let mut changed = false;
                 for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
                     let seq = place(nth, target)?;
-                    changed |= *thought != seq;
-                    *thought = seq;
+                    if *thought != seq {
+                        if !changed && let Target::Stream(id) = target {
+                            encoded.guesses.correct(*id, encoded.wrong, *thought, seq);
+                        }
+                        changed = true;
+                        *thought = seq;
+                    }
                 }
                 if changed {
                     encoded.encode_anew()?;
@@ -206,7 +228,8 @@ impl Encoded {
         }
         frame.pack(count(drafts.len()), time, compression);
         let sums = frame.sums();
-        Ok(Self { heads, time, durability, frame, sums, compression: Arc::clone(compression) })
+        let (compression, guesses) = (Arc::clone(compression), Arc::default());
+        Ok(Self { heads, time, durability, frame, sums, compression, guesses, wrong: 0 })
     }
 
     /// The same records with the sequences that now stand in `heads`.
@@ -262,9 +285,10 @@ impl Shared {
     }
 
     /// Whether so much more fits.
-    pub(super) fn takes(&self, len: usize, count: usize) -> bool {
+    pub(super) fn takes(&self, len: usize, count: usize, compression: &Compression) -> bool {
+        let max_len = if compression.pays() { MAX_SHARED_PACKED_LEN } else { MAX_SHARED_LEN };
         let (len, count) = (self.frame.body().len() + len, self.count as usize + count);
-        len <= MAX_SHARED_LEN && count <= MAX_BATCH_RECORDS as usize
+        len <= max_len && count <= MAX_BATCH_RECORDS as usize
     }
 
     pub(super) fn add(&mut self, drafts: &[Draft<'_>], durability: Durability) {
@@ -376,9 +400,14 @@ impl Frame {
 }
 
 impl Guesses {
-    /// Gives records the sequences they will have if nobody else writes to their streams.
-    fn guess(&self, append: &mut Append<'_>) {
+    /// Gives records the sequences they will have if nobody else writes to their streams. Answers how often
+    /// it was wrong before for the first of them.
+    fn guess(&self, append: &mut Append<'_>) -> u64 {
         let mut guesses = hold(&self.last);
+        if guesses.len() > MAX_GUESSED {
+            guesses.clear();
+        }
+        let mut wrong = None;
         self.some.store(true, Ordering::Relaxed);
         let mut opened = Seq::ZERO;
         for (nth, draft) in append.drafts.iter_mut().enumerate() {
@@ -388,13 +417,27 @@ impl Guesses {
                     &mut opened
                 }
                 Target::Opened => &mut opened,
-                Target::Stream(id) => guesses.entry(*id).or_default(),
+                Target::Stream(id) => {
+                    let guess = guesses.entry(*id).or_default();
+                    wrong.get_or_insert(guess.wrong);
+                    &mut guess.last
+                }
             };
             if let Some(expected) = append.conditions.expected.filter(|_| nth == 0) {
                 *last = Seq(expected.0.saturating_sub(1));
             }
             *last = Seq(last.0.saturating_add(1));
             draft.seq = *last;
+        }
+        wrong.unwrap_or_default()
+    }
+
+    /// It was thought to be one sequence, and is another: so are those that are thought of from here on. Only
+    /// once for all that were thought of before.
+    fn correct(&self, id: StreamId, wrong: u64, thought: Seq, seq: Seq) {
+        if let Some(guess) = hold(&self.last).get_mut(&id).filter(|guess| guess.wrong == wrong) {
+            guess.last = Seq(guess.last.0.wrapping_sub(thought.0).wrapping_add(seq.0));
+            guess.wrong += 1;
         }
     }
 
@@ -406,9 +449,9 @@ impl Guesses {
         let mut guesses = hold(&self.last);
         for draft in drafts {
             if let Target::Stream(id) = draft.target
-                && let Some(last) = guesses.get_mut(&id)
+                && let Some(guess) = guesses.get_mut(&id)
             {
-                *last = Seq(last.0.saturating_add(1));
+                guess.last = Seq(guess.last.0.saturating_add(1));
             }
         }
     }
@@ -450,4 +493,59 @@ fn check_limits(append: &Append<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(lens: &[usize]) -> Append<'static> {
+        let draft = |len: &usize| Draft {
+            target: Target::Stream(StreamId(7)),
+            seq: Seq::ZERO,
+            kind: 3,
+            version: 1,
+            close: false,
+            more: false,
+            time: Time(5),
+            created: None,
+            key: None,
+            term: None,
+            payload: vec![1; *len].into(),
+        };
+        let drafts = lens.iter().map(draft).collect();
+        Append { drafts, conditions: Conditions::none(), open: false, place: None, buffered: false }
+    }
+
+    /// A stream whose sequences were not known is encoded a second time once, however many appends were
+    /// handed in before that showed.
+    #[test]
+    fn a_wrong_guess_is_made_once() {
+        let (guesses, compression) = (Arc::default(), Arc::new(Compression::new(u64::MAX)));
+        let hand_in = |lens: &[usize]| Waiting::new(append(lens), &guesses, &compression).unwrap();
+        let mut last = 40;
+        let mut take_up = |waiting: &mut Waiting| {
+            let mut wrong = 0;
+            let Content::Encoded(encoded) = &waiting.content else { panic!("not encoded ahead") };
+            let thought: Vec<_> = encoded.heads.iter().map(|(_, seq)| *seq).collect();
+            waiting
+                .place(|nth, _| {
+                    last += 1;
+                    wrong += usize::from(thought[nth] != Seq(last));
+                    Ok(Seq(last))
+                })
+                .unwrap();
+            wrong
+        };
+        let mut queue: Vec<_> = (0..5).map(|_| hand_in(&[20_000, 20_000])).collect();
+        assert!(queue.iter_mut().all(|waiting| take_up(waiting) == 2), "handed in before it was known");
+        for _ in 0..5 {
+            assert_eq!(take_up(&mut hand_in(&[20_000, 20_000])), 0);
+        }
+        // Somebody else writes to it in between.
+        drop(hand_in(&[30_000]));
+        let mut queue: Vec<_> = (0..5).map(|_| hand_in(&[20_000])).collect();
+        assert!(queue.iter_mut().all(|waiting| take_up(waiting) == 1));
+        assert_eq!(take_up(&mut hand_in(&[20_000])), 0);
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::format::{BATCH_HEADER_LEN, compress, without_checksums};
 use crate::position::Time;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// How much of a long body is tried first.
 const SAMPLE_LEN: usize = 4 << 10;
@@ -17,11 +17,18 @@ pub(super) struct Compression {
     /// How many bodies are not tried any more, and how many that was at first.
     left: AtomicU32,
     pause: AtomicU32,
+    /// Whether the last body that was tried got shorter.
+    pays: AtomicBool,
 }
 
 impl Compression {
     pub(super) fn new(from: u64) -> Self {
-        Self { from, left: AtomicU32::new(0), pause: AtomicU32::new(0) }
+        Self { from, left: AtomicU32::new(0), pause: AtomicU32::new(0), pays: AtomicBool::new(false) }
+    }
+
+    /// Whether it pays, as far as was seen.
+    pub(super) fn pays(&self) -> bool {
+        self.pays.load(Ordering::Relaxed)
     }
 
     /// Gives a frame as it is to be stored, with room for its header, where that is shorter. The records in
@@ -43,9 +50,11 @@ impl Compression {
             let pause = (2 * self.pause.load(Ordering::Relaxed) + 1).min(MAX_PAUSE);
             self.pause.store(pause, Ordering::Relaxed);
             self.left.store(pause, Ordering::Relaxed);
+            self.pays.store(false, Ordering::Relaxed);
             return None;
         };
         self.pause.store(0, Ordering::Relaxed);
+        self.pays.store(true, Ordering::Relaxed);
         *plain = bare;
         Some(stored)
     }

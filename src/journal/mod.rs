@@ -201,7 +201,7 @@ pub(crate) struct Journal(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     commits: Commits<Core>,
-    guesses: Guesses,
+    guesses: Arc<Guesses>,
     compression: Arc<Compression>,
     told: Arc<Told>,
 }
@@ -274,7 +274,7 @@ impl Journal {
         let report = core.locked(|_, report| Ok(report.clone()))?;
         let told = Arc::clone(&core.told);
         let compression = Arc::clone(&core.compression);
-        let (commits, guesses) = (Commits::new(core), Guesses::default());
+        let (commits, guesses) = (Commits::new(core), Arc::default());
         let shared = Shared { commits, guesses, compression, told };
         Ok((Self(Arc::new(shared)), report))
     }

@@ -17,6 +17,8 @@ use std::sync::Arc;
 const MAX_GROUP_LEN: u64 = 16 << 20;
 /// From which length on a batch is written by a call of its own instead of being copied.
 const LONG_FRAME_LEN: u64 = 64 << 10;
+/// How much is copied together for one write.
+const MAX_COPIED_LEN: usize = 512 << 10;
 /// The longest buffer that is kept for the next group.
 const MAX_KEPT_LEN: usize = 256 << 10;
 
@@ -142,7 +144,7 @@ impl Core {
         }
         let (len, count) = (append.max_len(), append.count());
         let joins = matches!(append.content, Content::Loose(..))
-            && group.shared.as_ref().is_some_and(|(shared, _)| shared.takes(len, count));
+            && group.shared.as_ref().is_some_and(|(shared, _)| shared.takes(len, count, &self.compression));
         let more = if joins { 0 } else { crate::format::BATCH_HEADER_LEN as u64 } + len as u64;
         let view = self.view()?;
         let at = view.spot.offset + group.len();
@@ -248,24 +250,35 @@ fn take_or_copy(error: &mut Option<Error>) -> Error {
     error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"))
 }
 
-/// Writes a group with as few calls as it takes without copying long batches.
+/// Writes a group with few calls: long batches as they are, others copied together, not more at once than
+/// stays near the processor.
 fn write(segment: &Segment, start: u64, batches: &mut [Batch]) -> Result<()> {
     let site = segment.header.site();
     let (mut at, mut buffer) = (start, Vec::new());
     let alone = batches.len() == 1;
-    for batch in batches {
-        let bytes = batch.frame.sealed(&batch.header, &site, batch.offset);
-        if !alone && batch.header.frame_len() < LONG_FRAME_LEN {
-            buffer.extend_from_slice(bytes);
-            continue;
-        }
+    let flush = |buffer: &mut Vec<u8>, at: &mut u64| {
         if !buffer.is_empty() {
-            segment.file.write_at(&buffer, at)?;
-            at += buffer.len() as u64;
+            segment.file.write_at(buffer, *at)?;
+            if buffer.len() >= MAX_COPIED_LEN / 2 {
+                segment.file.begin_writing_back(*at, buffer.len() as u64);
+            }
+            *at += buffer.len() as u64;
             buffer.clear();
         }
-        segment.file.write_at(bytes, at)?;
-        at += bytes.len() as u64;
+        Ok(())
+    };
+    for batch in batches {
+        let bytes = batch.frame.sealed(&batch.header, &site, batch.offset);
+        let long = alone || bytes.len() as u64 >= LONG_FRAME_LEN;
+        if long || buffer.len() + bytes.len() > MAX_COPIED_LEN {
+            flush(&mut buffer, &mut at)?;
+        }
+        if long {
+            segment.file.write_at(bytes, at)?;
+            at += bytes.len() as u64;
+        } else {
+            buffer.extend_from_slice(bytes);
+        }
     }
-    if buffer.is_empty() { Ok(()) } else { segment.file.write_at(&buffer, at) }
+    flush(&mut buffer, &mut at)
 }
