@@ -471,7 +471,12 @@ async fn one_token_stops_all_the_steps_that_have_it() {
     dropped.abort();
     assert_eq!(ended(dir.path(), "dropped").await, Some(Status::Cancelled));
     assert!(!cancel.is_cancelled());
+    // What a worker says is passed on before it is recorded that it runs.
+    let mut log = Log::open(dir.path()).unwrap();
     for run in ["a", "b", "c", "d"] {
+        while status(dir.path(), run) == (Some(Status::Prepared), false) {
+            log.wait(std::time::Duration::from_secs(1)).unwrap();
+        }
         assert_eq!(status(dir.path(), run), (Some(Status::Running), false), "{run}");
     }
     cancel.cancel(15);
