@@ -209,7 +209,7 @@ impl Log {
 
     /// One record of a stream; `None` where the stream has no record with this sequence. The first one
     /// in a part of the journal costs the batch that it stands in; what is learnt on the way (at most
-    /// about 16 MiB) makes the next one there cost itself and up to a KiB beside it. Its own checksum is
+    /// about 24 MiB) makes the next one there cost itself and up to half a KiB beside it. Its own checksum is
     /// compared.
     ///
     /// # Errors
