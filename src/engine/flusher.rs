@@ -42,7 +42,7 @@ impl Flusher {
         self.due.ask(waiting_len);
     }
 
-    /// Ends the thread. What was handed in last may not be committed yet.
+    /// Ends the thread; once more does nothing. What was handed in last may not be committed yet.
     pub(super) fn stop(&self) {
         self.due.stop();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -50,5 +50,12 @@ impl Flusher {
             // A commit that panics is caught where it happens.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Flusher {
+    /// One that was made while the engine was being closed is ended here.
+    fn drop(&mut self) {
+        self.stop();
     }
 }

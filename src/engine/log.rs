@@ -147,10 +147,10 @@ impl Log {
         Ok(Records { log: self, sequence, only: None })
     }
 
-    /// The same as they stand in the journal, batch by batch: nothing is copied, and what a record
-    /// means is found out where [`Record::of`] is asked. Checksums are compared, over headers and bodies, and the chain from header
-    /// to header; not the digests of the bodies, so that what somebody changed on purpose, with its
-    /// checksum, is not told. [`verify`](Self::verify) tells it, and so does [`records`](Self::records).
+    /// The same as they stand in the journal, batch by batch: nothing is copied, and what a record means is
+    /// found out where [`Record::of`] is asked. Checksums are compared, over headers and bodies, and the
+    /// chain from header to header; not the digests of the bodies, so that what somebody changed on purpose,
+    /// with its checksum, is not told. [`verify`](Self::verify) tells it, and so does [`records`](Self::records).
     ///
     /// ```
     /// # use runwal::engine::{BatchEntry, Engine, Options};

@@ -425,11 +425,8 @@ impl Engine {
     fn start_flusher(&self) -> Result<&Flusher> {
         let publisher = self.0.publisher.get().cloned();
         let flusher = Flusher::start(self.0.journal.clone(), publisher, self.0.buffer_for)?;
-        // Somebody else may have been faster.
-        let unneeded = self.0.flusher.set(flusher);
-        if let Err(unneeded) = unneeded {
-            unneeded.stop();
-        }
+        // Somebody else may have been faster; then this one ends here.
+        let _ = self.0.flusher.set(flusher);
         self.0.flusher.get().ok_or_else(|| Error::misuse("there is no thread that commits what is buffered"))
     }
 

@@ -148,8 +148,7 @@ impl Waiting {
             Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
         } else {
             let wrong = guesses.guess(&mut append);
-            let encoded = Encoded::new(&append.drafts, durability, compression)?;
-            Content::Encoded(Encoded { guesses: Arc::clone(guesses), wrong, ..encoded })
+            Content::Encoded(Encoded::new(&append.drafts, durability, compression, (guesses, wrong))?)
         };
         let conditions = append.conditions;
         Ok(Self { conditions, must_be_open, ends, content, durability, _place: append.place })
@@ -217,7 +216,12 @@ impl Waiting {
 }
 
 impl Encoded {
-    fn new(drafts: &[Draft<'_>], durability: Durability, compression: &Arc<Compression>) -> Result<Self> {
+    fn new(
+        drafts: &[Draft<'_>],
+        durability: Durability,
+        compression: &Arc<Compression>,
+        (guesses, wrong): (&Arc<Guesses>, u64),
+    ) -> Result<Self> {
         let time = drafts.first().map_or(Time::default(), |draft| draft.time);
         let heads = drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
         let mut frame = Frame::of(drafts, time);
@@ -228,8 +232,8 @@ impl Encoded {
         }
         frame.pack(count(drafts.len()), time, compression);
         let sums = frame.sums();
-        let (compression, guesses) = (Arc::clone(compression), Arc::default());
-        Ok(Self { heads, time, durability, frame, sums, compression, guesses, wrong: 0 })
+        let (compression, guesses) = (Arc::clone(compression), Arc::clone(guesses));
+        Ok(Self { heads, time, durability, frame, sums, compression, guesses, wrong })
     }
 
     /// The same records with the sequences that now stand in `heads`.

@@ -128,6 +128,27 @@ fn much_is_committed_at_once_and_all_of_it_is_there_in_order() {
     assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
 }
 
+/// An engine that is closed takes nothing more, and leaves no thread behind, also where it never had one.
+#[test]
+fn a_closed_engine_buffers_nothing_and_ends_its_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { buffer_for: FOR_EVER, ..Options::default() };
+    let (engine, _) = Engine::open_in(World::create(dir.path()).unwrap(), options).unwrap();
+    engine.close().unwrap();
+    let told = engine.buffer(StreamId(1), None, &chunk(b"too late")).unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::Reopen, "{told}");
+    drop(engine);
+    // The thread would hold the journal's files open for ever.
+    let lock = dir.path().join("journal/lock");
+    #[expect(clippy::disallowed_methods, reason = "looks at what this process has open")]
+    let held = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|open| open == lock))
+        .count();
+    assert_eq!(held, 0);
+}
+
 /// Who never waits is told as well that nothing is written any more.
 #[test]
 fn a_failed_write_is_told_to_the_next_who_buffers() {
