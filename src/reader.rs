@@ -12,7 +12,7 @@ use crate::journal::read::{Batch, ReadHandle, Walked, Walker};
 use crate::journal::segment::Damage;
 use crate::journal::verify::{Verification, verify};
 use crate::position::{Position, Seq, StreamId, Time};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -224,6 +224,31 @@ impl Reader {
         Ok(damage)
     }
 
+    /// Hands the records of several streams on to `visit`, each stream's from a sequence on, in the order of
+    /// the journal; a batch that several of them have records in is read once. What cannot be read is
+    /// missing: the sequences show it.
+    pub(crate) fn several(
+        &mut self,
+        from: &BTreeMap<StreamId, Seq>,
+        visit: &mut dyn FnMut(RawRecord) -> Result<()>,
+    ) -> Result<()> {
+        let Some(view) = self.handle.view() else { return Ok(()) };
+        let mut places = BTreeSet::new();
+        for (id, seq) in from {
+            places.extend(view.stream_batches(*id, *seq)?);
+        }
+        for place in places {
+            let Ok((header, body)) = self.handle.batch(place)? else { continue };
+            let Ok(batch) = Batch::new(place, header, &body).checked(false)? else { continue };
+            for record in batch.into_iter().flatten() {
+                if from.get(&record.stream).is_some_and(|seq| record.seq >= *seq) {
+                    visit(RawRecord::of(&record))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// One record of a stream; `None` where the stream has none with this sequence. Where it may have
     /// had one that cannot be read, that is an error.
     pub(crate) fn record(&mut self, id: StreamId, seq: Seq) -> Result<Option<RawRecord>> {
@@ -297,7 +322,7 @@ impl Reader {
     /// The streams with records behind `position`, each with the position of its last record.
     pub(crate) fn streams_after(&mut self, position: Position) -> Result<Vec<(StreamId, Position)>> {
         let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
-        let mut last = std::collections::BTreeMap::new();
+        let mut last = BTreeMap::new();
         let first = if position == Position::ZERO { 1 } else { view.segment_with(position)? };
         for number in view.before_active()?.into_iter().filter(|number| *number >= first) {
             for (id, entry) in &view.sealed(number)?.streams {
@@ -312,7 +337,7 @@ impl Reader {
 
     /// Damage behind the last known record of a stream that has not ended, met when the index was
     /// made: records of the stream may be among those that were lost there.
-    fn lost_behind(&mut self, id: StreamId) -> Result<Vec<Damage>> {
+    pub(crate) fn lost_behind(&mut self, id: StreamId) -> Result<Vec<Damage>> {
         let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
         let last = match view.stream(id)? {
             Some(state) if !state.open => return Ok(Vec::new()),

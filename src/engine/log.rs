@@ -1,13 +1,15 @@
 //! Reading the journal as records.
 
-use super::World;
 use super::subscription::{Cursor, Filter, Start, Subscription};
+use super::{World, rebuild};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::{Batch, Damage, Verification, WireRecord};
 use crate::position::{Position, Seq, StreamId, Time};
+use crate::projection::publish::Rebuilt;
 use crate::projection::{Parts, RunFold};
 use crate::reader::{Item, Lent, RawRecord, Reader, Scan, Sequence};
 use crate::record::{Body, Checkpoint, Id, Record, RunName, RunPrepared};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -297,12 +299,19 @@ impl Log {
 
     /// Compares the files that a stream feeds with its records; with `write` makes them what they
     /// should be. `None` where they are being published by the run's recorder.
-    pub fn rebuild(
+    pub fn rebuild(&mut self, stream: StreamId, write: bool) -> Result<Option<Rebuilt>> {
+        rebuild::rebuild_unless_live(self, stream, write)
+    }
+
+    /// The same for many runs, for which the journal is read once for each 256 of them. The files of all of
+    /// these are locked meanwhile. `progress` is told up to which record they are behind it.
+    pub fn rebuild_runs(
         &mut self,
-        stream: StreamId,
+        runs: &[RunInfo],
         write: bool,
-    ) -> Result<Option<crate::projection::publish::Rebuilt>> {
-        super::repair::rebuild_unless_live(self, stream, write)
+        progress: &mut dyn FnMut(Position),
+    ) -> Result<BTreeMap<StreamId, Option<Rebuilt>>> {
+        rebuild::rebuild_runs(self, runs, write, progress)
     }
 
     /// The stream of the timed jobs, if there is one.

@@ -9,6 +9,7 @@ mod ending;
 mod flusher;
 mod log;
 mod publisher;
+mod rebuild;
 mod repair;
 mod subscription;
 pub(crate) mod tickers;
@@ -530,7 +531,7 @@ impl Engine {
 
     /// Waits until the files of a run show everything up to `receipt`.
     pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
-        self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.last))
+        self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.stream, receipt.last))
     }
 
     /// A fold that keeps as much of the last output as this engine's log tails have.

@@ -2,14 +2,15 @@
 //! durable. It reads what is durable from the journal, so it holds up no append, and what it has
 //! not done when the process dies is repaired by the next one.
 
-use super::repair::rebuild_stream;
+use super::log::decode;
+use super::rebuild::rebuild_stream;
 use super::{Log, World};
 use crate::error::{Error, ErrorKind, Result};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use crate::projection::publish::{LiveRun, LiveTicks, TICKS_FOLDER, lock_folder};
 use crate::record::RunName;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,17 +18,20 @@ use std::time::Duration;
 /// How often, and how far apart, the lock of a run's folder is tried for.
 const FOLDER_TRIES: u32 = 5_000;
 const FOLDER_PAUSE: Duration = Duration::from_millis(2);
-/// How long changes are gathered before files are touched again.
+/// How long changes are gathered at least before files are touched again. Where bringing them all up to date
+/// takes longer, so does the gathering: at most half of a thread goes into it, however many runs there are.
 const GATHER: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Up to where records are durable that nobody has published.
+    /// Up to where records are durable.
     wanted: Position,
-    /// Up to where they are published.
-    applied: Position,
-    /// Somebody waits for it: no gathering.
-    hurry: bool,
+    /// Up to where the files of all runs show them.
+    shown: Position,
+    /// The runs whose files somebody waits for: these are not gathered.
+    hurried: BTreeSet<StreamId>,
+    /// Up to where files show more than those of all runs do.
+    shown_ahead: BTreeMap<StreamId, Position>,
     stop: bool,
     names: Vec<(StreamId, RunName)>,
     finished: Vec<StreamId>,
@@ -37,19 +41,31 @@ struct State {
     ticks_failed: Option<(ErrorKind, String)>,
 }
 
+impl State {
+    fn shows(&self, stream: StreamId, position: Position) -> bool {
+        self.shown.max(self.shown_ahead.get(&stream).copied().unwrap_or_default()) >= position
+    }
+
+    /// The first failure is the one that is told.
+    fn fails(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            self.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    /// For the thread: there is something to do.
+    work: Condvar,
+    /// For those who wait for it.
+    done: Condvar,
 }
 
 impl Shared {
     fn hold(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,7 +107,7 @@ impl Publisher {
     pub(super) fn poke(&self, position: Position) {
         let mut state = self.shared.hold();
         state.wanted = state.wanted.max(position);
-        self.shared.changed.notify_all();
+        self.shared.work.notify_one();
     }
 
     /// Nothing more will come of a run.
@@ -99,14 +115,15 @@ impl Publisher {
         self.shared.hold().finished.push(stream);
     }
 
-    /// Waits until everything up to `position` is in the files.
-    pub(super) fn wait(&self, position: Position) -> Result<()> {
+    /// Waits until everything up to `position` is in the files of a run.
+    pub(super) fn wait(&self, stream: StreamId, position: Position) -> Result<()> {
         let mut state = self.shared.hold();
         state.wanted = state.wanted.max(position);
-        state.hurry = true;
-        self.shared.changed.notify_all();
-        while state.applied < position && state.failed.is_none() && !state.stop {
-            state = self.shared.wait(state);
+        while !state.shows(stream, position) && state.failed.is_none() && !state.stop {
+            if state.hurried.insert(stream) {
+                self.shared.work.notify_one();
+            }
+            state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match &state.failed {
             Some((kind, message)) => Err(Error::new(*kind, message.clone())
@@ -120,7 +137,8 @@ impl Publisher {
         {
             let mut state = self.shared.hold();
             state.stop = true;
-            self.shared.changed.notify_all();
+            self.shared.work.notify_one();
+            self.shared.done.notify_all();
         }
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What it did not come to is in the state.
@@ -143,7 +161,7 @@ impl Drop for TellsPanic<'_> {
         if std::thread::panicking() {
             let message = "the publishing thread panicked; this is a bug".to_owned();
             self.0.hold().failed.get_or_insert((ErrorKind::Io, message));
-            self.0.changed.notify_all();
+            self.0.done.notify_all();
         }
     }
 }
@@ -152,50 +170,69 @@ fn work(world: &World, shared: &Shared) {
     let _tells = TellsPanic(shared);
     let mut runs: BTreeMap<StreamId, LiveRun> = BTreeMap::new();
     let mut log = None;
-    let mut live_ticks = LiveTicks::new(Arc::clone(&world.disk));
+    let live_ticks = LiveTicks::new(Arc::clone(&world.disk));
+    let now = || Duration::from_nanos(world.clock.monotonic_ns());
+    let (mut shown_at, mut took) = (now(), Duration::ZERO);
     loop {
         let mut state = shared.hold();
-        while state.wanted <= state.applied && !state.stop {
-            state = shared.wait(state);
+        while state.wanted <= state.shown && state.hurried.is_empty() && !state.stop {
+            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if !state.hurry && !state.stop {
-            let gathered = shared.changed.wait_timeout_while(state, GATHER, |s| !s.hurry && !s.stop);
+        let gather = GATHER.max(took);
+        if state.hurried.is_empty() && !state.stop {
+            let quiet = |state: &mut State| state.hurried.is_empty() && !state.stop;
+            let gathered = shared.work.wait_timeout_while(state, gather, quiet);
             state = gathered.unwrap_or_else(PoisonError::into_inner).0;
         }
         let (stop, wanted) = (state.stop, state.wanted);
-        state.hurry = false;
+        let hurried = std::mem::take(&mut state.hurried);
         let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
         let ticks = std::mem::take(&mut state.ticks);
         drop(state);
-        let result = publish(world, &mut log, &mut runs, names);
+        let begun = now();
+        // Some are always waited for where many begin and end: the others have their turn all the same.
+        let all = hurried.is_empty() || stop || begun.saturating_sub(shown_at) >= gather;
+        let result = publish(world, &mut log, &mut runs, names, &|stream| all || hurried.contains(stream));
         let with_ticks = match log.as_mut().filter(|_| ticks) {
-            Some(log) => publish_ticks(world, log, &mut live_ticks),
+            Some(log) => publish_ticks(world, log, &live_ticks),
             None => Ok(()),
         };
-        for stream in finished {
-            runs.remove(&stream);
+        let noted = finished.iter().filter_map(|stream| runs.remove(stream)).map(LiveRun::finish);
+        let mut result = noted.fold(result, Result::and);
+        if all {
+            (shown_at, took) = (now(), now().saturating_sub(begun));
         }
         for error in [&result, &with_ticks].into_iter().filter_map(|done| done.as_ref().err()) {
             observe::unpublished(error);
         }
         let mut state = shared.hold();
-        state.applied = state.applied.max(wanted);
-        if let Err(error) = result {
-            state.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
+        if all {
+            state.shown = state.shown.max(wanted);
+            let shown = state.shown;
+            state.shown_ahead.retain(|_, position| *position > shown);
+        } else {
+            state.shown_ahead.extend(hurried.into_iter().map(|stream| (stream, wanted)));
         }
+        let last = stop && state.wanted <= state.shown;
+        if last {
+            let noted =
+                std::mem::take(&mut runs).into_values().map(LiveRun::finish).fold(Ok(()), Result::and);
+            result = result.and(noted);
+        }
+        state.fails(result);
         if let Err(error) = with_ticks {
             let message = format!("publishing the files of the timed jobs: {error}");
             state.ticks_failed.get_or_insert((error.kind(), message));
         }
-        shared.changed.notify_all();
-        if stop && state.wanted <= state.applied {
+        shared.done.notify_all();
+        if last {
             return;
         }
     }
 }
 
 /// Brings the files of the timed jobs to what the journal says, with everybody's records.
-fn publish_ticks(world: &World, log: &mut Log, live: &mut LiveTicks) -> Result<()> {
+fn publish_ticks(world: &World, log: &mut Log, live: &LiveTicks) -> Result<()> {
     let _lock = patiently(world, TICKS_FOLDER, &mut || lock_folder(&*world.disk, TICKS_FOLDER))?;
     // Whoever published before may have seen more than this thread has.
     log.refresh()?;
@@ -231,38 +268,48 @@ fn patiently<T>(world: &World, what: &str, attempt: &mut dyn FnMut() -> Result<O
     Err(Error::new(ErrorKind::Locked, format!("the folder {what} is locked by somebody else")))
 }
 
+/// Takes in what is durable of all runs, and brings the files of the `wanted` ones to what that says.
 fn publish(
     world: &World,
     log: &mut Option<Log>,
     runs: &mut BTreeMap<StreamId, LiveRun>,
     names: Vec<(StreamId, RunName)>,
+    wanted: &dyn Fn(&StreamId) -> bool,
 ) -> Result<()> {
     let log = match log {
         Some(log) => log,
         None => log.insert(Log::open_in(world)?),
     };
     log.refresh()?;
-    let mut first_error = None;
+    let mut result = Ok(());
     for (stream, name) in names {
         let begun = patiently(world, &name.folder(), &mut || LiveRun::create(Arc::clone(&world.disk), &name));
         match begun {
             Ok(run) => drop(runs.insert(stream, run)),
-            Err(error) => first_error = first_error.or(Some(error)),
+            Err(error) => result = result.and(Err(error)),
         }
     }
-    runs.retain(|stream, run| {
-        let from = Seq(run.fold().last_seq().0 + 1);
-        let result = log
-            .stream(*stream, from, &mut |record| run.apply(record).map(|()| true))
-            .and_then(|_| run.flush());
-        match result {
-            Ok(()) => true,
-            Err(error) => {
-                // Half-written files of this run are for the next repair; others go on.
-                first_error = first_error.take().or(Some(error));
-                false
-            }
+    let mut news = BTreeMap::new();
+    for (stream, run) in &*runs {
+        let known = run.fold().last_seq();
+        if log.end_of(*stream)?.is_some_and(|(last, _)| last > known) {
+            news.insert(*stream, Seq(known.0 + 1));
         }
+    }
+    // Half-written files of a run that fails are for the next repair; others go on.
+    log.reader.several(&news, &mut |raw| {
+        let record = decode(raw)?;
+        if let Some(Err(error)) = runs.get_mut(&record.stream).map(|run| run.apply(&record)) {
+            runs.remove(&record.stream);
+            result = std::mem::replace(&mut result, Ok(())).and(Err(error));
+        }
+        Ok(())
+    })?;
+    runs.retain(|stream, run| {
+        let flushed = if wanted(stream) { run.flush() } else { Ok(()) };
+        let fine = flushed.is_ok();
+        result = std::mem::replace(&mut result, Ok(())).and(flushed);
+        fine
     });
-    first_error.map_or(Ok(()), Err)
+    result
 }

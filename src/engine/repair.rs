@@ -2,6 +2,7 @@
 //! recorders, and brings files to what the journal says.
 
 use super::ending::{Ending, EndingData, ending_records};
+use super::rebuild::rebuild_stream;
 use super::{Engine, Log, MissedTicks, NewRecord, Options, tickers};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
@@ -10,9 +11,7 @@ use crate::journal::{OpenReport, Verdict};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use crate::processes::{Identity, end_orphans};
-use crate::projection::publish::{
-    Rebuilt, TICKS_FOLDER, lock_folder, looks_right, rebuild_run, rebuild_ticks,
-};
+use crate::projection::publish::{TICKS_FOLDER, lock_folder, looks_right};
 use crate::record::{Body, JsonText, Level, Lifecycle, RunName, Status, TICKS_STREAM, event, terminal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -292,38 +291,6 @@ fn is_recorded(log: &mut Log, stream: StreamId) -> Result<bool> {
     let recorder = log.recorder_of(stream)?;
     let disk = &**log.reader.handle.disk();
     Ok(recorder.is_some_and(|id| crate::journal::live::seems_alive(disk, &id)))
-}
-
-/// Compares, and with `write` rewrites, the files that one stream feeds.
-pub(crate) fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Result<Rebuilt> {
-    let disk = std::sync::Arc::clone(log.reader.handle.disk());
-    let run = log.run_of(stream)?;
-    let last = log.end_of(stream)?.map_or(Position::ZERO, |(_, position)| position);
-    let mut source = |visit: &mut dyn FnMut(&crate::record::Record)| {
-        let damage = log.stream(stream, Seq(1), &mut |record| {
-            visit(record);
-            Ok(true)
-        })?;
-        Ok(damage.is_empty())
-    };
-    match run {
-        Some(run) => rebuild_run(&*disk, &run.name, last, &mut source, write),
-        None => rebuild_ticks(&*disk, last, &mut source, write),
-    }
-}
-
-/// The same for anybody, beside live recorders, whose folders are left to them.
-pub(super) fn rebuild_unless_live(log: &mut Log, stream: StreamId, write: bool) -> Result<Option<Rebuilt>> {
-    let disk = std::sync::Arc::clone(log.reader.handle.disk());
-    let folder = log.run_of(stream)?.map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
-    let there = matches!(disk.stat(&folder), Ok(Some(stat)) if stat.kind == crate::disk::Kind::Directory);
-    let lock = if write || there { lock_folder(&*disk, &folder)? } else { None };
-    if lock.is_none() && (write || there) {
-        return Ok(None);
-    }
-    // What its recorder did before it gave the lock back has to be seen.
-    log.refresh()?;
-    rebuild_stream(log, stream, write).map(Some)
 }
 
 /// The position up to which all files are known to be published and synced.

@@ -311,14 +311,13 @@ impl View {
                     .map(|(offset, _)| BatchPlace { segment: number, offset: u64::from(*offset) }),
             );
         };
-        let (entry_here, first) = match self.index.streams.get(&id).cloned() {
+        let first = match self.index.streams.get(&id) {
             // The common case of a run that is going on: nothing older is asked for.
             Some(entry) if entry.first_seq <= from => {
-                collect(active, &entry, &mut places);
+                collect(active, entry, &mut places);
                 return Ok(places);
             }
-            Some(entry) => (Some(entry), self.segment_with(Position(id.0))?),
-            None => (None, self.segment_with(Position(id.0))?),
+            _ => self.segment_with(Position(id.0))?,
         };
         for number in self.numbers_from(first)? {
             let index = self.sealed(number)?;
@@ -326,8 +325,8 @@ impl View {
                 collect(number, entry, &mut places);
             }
         }
-        if let Some(entry) = entry_here {
-            collect(active, &entry, &mut places);
+        if let Some(entry) = self.index.streams.get(&id) {
+            collect(active, entry, &mut places);
         }
         Ok(places)
     }

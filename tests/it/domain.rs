@@ -1250,7 +1250,7 @@ fn no_state_tells_of_a_line_or_checkpoint_that_is_not_there_yet() {
     let (engine, watch) = bench.open_watched();
     busy_run(&bench, &engine);
     engine.close().unwrap();
-    assert_reflects_what_is_there(&bench, &watch, 16);
+    assert_reflects_what_is_there(&bench, &watch, 12);
     // The same where all of it is made anew.
     let whole = bench.files();
     for n in 0..2 {

@@ -5,7 +5,6 @@ use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
 use runwal::engine::{Conditions, Engine, Entry, Log, NewRecord, Options, World};
 use runwal::error::Result;
 use runwal::position::{Position, Seq, Time};
-use runwal::projection::publish::{Source, rebuild_ticks};
 use runwal::record::{
     Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, StatePatch, Status, Tick,
 };
@@ -293,15 +292,7 @@ fn ticks_stand_in_the_file_of_their_day_in_the_order_of_the_calls() {
     let world = runwal::engine::World::existing(&dir.path().join("data")).unwrap();
     let mut log = Log::open_in(&world).unwrap();
     let stream = log.ticks().unwrap().unwrap();
-    let last = log.end_of(stream).unwrap().unwrap().1;
-    let source: &mut Source<'_> = &mut |visit| {
-        log.stream(stream, Seq(1), &mut |record| {
-            visit(record);
-            Ok(true)
-        })
-        .map(|damage| damage.is_empty())
-    };
-    assert!(rebuild_ticks(&*world.disk, last, source, false).unwrap().differences.is_empty());
+    assert!(log.rebuild(stream, false).unwrap().unwrap().differences.is_empty());
 }
 
 #[test]

@@ -5,8 +5,7 @@ use crate::{Done, complain, show};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use runwal::engine::Log;
 use runwal::error::{Error, ErrorKind};
-use runwal::position::StreamId;
-use runwal::projection::publish::Difference;
+use runwal::projection::publish::{Difference, Rebuilt};
 use std::io::{IsTerminal, Write};
 
 /// A progress bar where somebody sees it.
@@ -30,50 +29,52 @@ pub(crate) struct Found {
     pub(crate) live: Vec<String>,
 }
 
-/// Compares, and with `write` rewrites, what the given streams feed.
-pub(crate) fn go_through(
-    global: &Global,
-    log: &mut Log,
-    streams: Vec<(StreamId, String)>,
-    write: bool,
-) -> Result<Found, Error> {
-    let bar = progress(global, streams.len() as u64, if write { "rebuilding" } else { "comparing" });
-    let mut found = Found::default();
-    for (stream, name) in streams {
-        match log.rebuild(stream, write)? {
-            None => found.live.push(name),
+impl Found {
+    fn add(&mut self, name: String, rebuilt: Option<Rebuilt>) {
+        match rebuilt {
+            None => self.live.push(name),
             Some(rebuilt) => {
-                found.differences.extend(rebuilt.differences);
-                found.rewritten += rebuilt.rewritten;
+                self.differences.extend(rebuilt.differences);
+                self.rewritten += rebuilt.rewritten;
                 if rebuilt.damaged {
-                    found.damaged.push(name);
+                    self.damaged.push(name);
                 }
             }
         }
-        bar.inc(1);
+    }
+}
+
+/// Compares, and with `write` rewrites, everything that files are made from.
+pub(crate) fn go_through(global: &Global, log: &mut Log, write: bool) -> Result<Found, Error> {
+    let bar = progress(global, log.durable().0, if write { "rebuilding" } else { "comparing" });
+    let mut found = Found::default();
+    let runs = log.runs()?;
+    let mut rebuilt =
+        log.rebuild_runs(&runs, write, &mut |upto| bar.set_position(upto.0.max(bar.position())))?;
+    for run in runs {
+        if let Some(rebuilt) = rebuilt.remove(&run.stream) {
+            found.add(format!("run {}", run.name), rebuilt);
+        }
+    }
+    if let Some(ticks) = log.ticks()? {
+        found.add("the timed jobs".to_owned(), log.rebuild(ticks, write)?);
     }
     bar.finish_and_clear();
     Ok(found)
 }
 
-/// Everything that files are made from.
-pub(crate) fn all_streams(log: &mut Log) -> Result<Vec<(StreamId, String)>, Error> {
-    let mut streams: Vec<_> =
-        log.runs()?.into_iter().map(|run| (run.stream, format!("run {}", run.name))).collect();
-    streams.extend(log.ticks()?.map(|stream| (stream, "the timed jobs".to_owned())));
-    Ok(streams)
-}
-
 pub(crate) fn rebuild(global: &Global, args: &RebuildArgs) -> Done {
     let Some(mut log) = global.log()? else { return Ok(0) };
-    let streams = match &args.run {
+    let write = !args.check;
+    let mut found = match &args.run {
         Some(run) => {
             let run = log.resolve(run)?;
-            vec![(run.stream, format!("run {}", run.name))]
+            let mut found = Found::default();
+            found.add(format!("run {}", run.name), log.rebuild(run.stream, write)?);
+            found
         }
-        None => all_streams(&mut log)?,
+        None => go_through(global, &mut log, write)?,
     };
-    let mut found = go_through(global, &mut log, streams, !args.check)?;
     if args.run.is_none() {
         let unreadable = log.unreadable_streams()?;
         if unreadable > 0 {

@@ -1,7 +1,7 @@
 //! `runwal verify`
 
 use crate::args::{Global, VerifyArgs};
-use crate::rebuild::{all_streams, go_through, progress};
+use crate::rebuild::{go_through, progress};
 use crate::{Done, complain};
 use runwal::{Verdict, Verification};
 use serde::Serialize;
@@ -45,8 +45,7 @@ pub(crate) fn verify(global: &Global, args: &VerifyArgs) -> Done {
         Verdict::Corrupt | Verdict::Tampered => 3,
     };
     if args.deep {
-        let streams = all_streams(&mut log)?;
-        let deep = go_through(global, &mut log, streams, false)?;
+        let deep = go_through(global, &mut log, false)?;
         for difference in &deep.differences {
             if global.json() {
                 complain(&format!("runwal: {} {}", difference.file, difference.what));

@@ -1,0 +1,204 @@
+//! Files that are published while their records are made.
+
+use super::{
+    Cached, PIECE, RUN_FOLDERS, STATE, TICKS_FOLDER, load_cached, lock_folder, looks_right, make_folders,
+    replace, store_cached,
+};
+use crate::disk::{Disk, File, Open};
+use crate::error::{Error, Result};
+use crate::position::{Position, Seq};
+use crate::projection::{Change, LogFile, RunFold, TickFold};
+use crate::record::{Record, RunName};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Feeds all records of a stream, in order, to what it is given, and answers whether that was
+/// certainly all of them.
+pub(crate) type Source<'s> = dyn FnMut(&mut dyn FnMut(&Record)) -> Result<bool> + 's;
+
+/// The daily files of the timed jobs, published as their records become durable, whoever recorded
+/// them: by the one that holds the folder's lock at the moment.
+#[derive(Debug)]
+pub(crate) struct LiveTicks {
+    disk: Arc<dyn Disk>,
+}
+
+impl LiveTicks {
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk }
+    }
+
+    /// From which sequence on records are to be published, if the files are as they were left by
+    /// whoever published last; otherwise they have to be rebuilt. The folder's lock is held.
+    pub(crate) fn next(&self) -> Option<Seq> {
+        let cached = load_cached(&*self.disk, TICKS_FOLDER)?;
+        (cached.sequence > 0 && looks_right(&*self.disk, TICKS_FOLDER, Position(cached.position)))
+            .then_some(Seq(cached.sequence + 1))
+    }
+
+    /// Publishes the records that `source` gives, which begin where [`next`](Self::next) said;
+    /// `false` where the files have to be rebuilt. The folder's lock is held.
+    pub(crate) fn publish(&self, source: &mut Source<'_>) -> Result<bool> {
+        let Some(mut cached) = load_cached(&*self.disk, TICKS_FOLDER) else { return Ok(false) };
+        let mut fold = TickFold::default();
+        let mut days: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let whole = source(&mut |record| {
+            if let Some((day, line)) = fold.apply(record) {
+                days.entry(day).or_default().extend_from_slice(&line);
+            }
+        })?;
+        if !whole || fold.last_seq() == Seq::ZERO {
+            return Ok(whole);
+        }
+        for (day, lines) in days {
+            let full = format!("{TICKS_FOLDER}/{day}");
+            let noted = cached.files.get(&day).map(|noted| noted.length);
+            if noted.is_none() {
+                replace(&*self.disk, &full, b"")?;
+            }
+            let length = noted.unwrap_or(0);
+            self.disk.open(&full, Open::Write)?.write_at(&lines, length)?;
+            cached.note(&*self.disk, TICKS_FOLDER, &day, length + lines.len() as u64)?;
+        }
+        cached.position = fold.last_position().0;
+        cached.sequence = fold.last_seq().0;
+        store_cached(&*self.disk, TICKS_FOLDER, &mut cached)?;
+        Ok(true)
+    }
+}
+
+/// The files of a run that goes on, published as its records become durable.
+#[derive(Debug)]
+pub(crate) struct LiveRun {
+    disk: Arc<dyn Disk>,
+    folder: String,
+    fold: RunFold,
+    logs: [LiveLog; 3],
+    wholes: Vec<(String, Vec<u8>)>,
+    cached: Cached,
+    /// `state.json` as it was written last.
+    state: Vec<u8>,
+    dirty: bool,
+    _lock: Arc<dyn File>,
+}
+
+#[derive(Debug)]
+struct LiveLog {
+    name: &'static str,
+    file: Arc<dyn File>,
+    len: u64,
+    pending: Vec<u8>,
+}
+
+impl LiveLog {
+    /// Takes bytes in; many of them are written at once, without being copied.
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.pending.len() + bytes.len() < PIECE {
+            self.pending.extend_from_slice(bytes);
+            return Ok(());
+        }
+        self.write_pending()?;
+        self.write(bytes)
+    }
+
+    fn write_pending(&mut self) -> Result<()> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let result = self.write(&pending);
+        pending.clear();
+        self.pending = pending;
+        result
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.file.write_at(bytes, self.len)?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl LiveRun {
+    /// Makes the run's folder with its empty logs and takes its lock; `None` while somebody else,
+    /// a rebuild, has it.
+    pub(crate) fn create(disk: Arc<dyn Disk>, name: &RunName) -> Result<Option<Self>> {
+        let folder = name.folder();
+        let Some(lock) = lock_folder(&*disk, &folder)? else { return Ok(None) };
+        for sub in RUN_FOLDERS {
+            make_folders(&*disk, &format!("{folder}/{sub}"))?;
+        }
+        let log = |log: LogFile| -> Result<LiveLog> {
+            let full = format!("{folder}/{}", log.file_name());
+            replace(&*disk, &full, b"")?;
+            let file = disk.open(&full, Open::Write)?;
+            Ok(LiveLog { name: log.file_name(), file, len: 0, pending: Vec::new() })
+        };
+        let logs = [log(LogFile::Worker)?, log(LogFile::Stdout)?, log(LogFile::Stderr)?];
+        Ok(Some(Self {
+            disk,
+            folder,
+            fold: RunFold::for_state(),
+            logs,
+            wholes: Vec::new(),
+            cached: Cached::default(),
+            state: Vec::new(),
+            dirty: false,
+            _lock: lock,
+        }))
+    }
+
+    /// What the records say so far.
+    pub(crate) fn fold(&self) -> &RunFold {
+        &self.fold
+    }
+
+    /// Takes a durable record in.
+    pub(crate) fn apply(&mut self, record: &Record) -> Result<()> {
+        let (logs, wholes) = (&mut self.logs, &mut self.wholes);
+        let mut result = Ok(());
+        self.fold.apply(record, &mut |change| match change {
+            Change::Append(log, bytes) => {
+                let written = logs[log as usize].append(bytes);
+                result = std::mem::replace(&mut result, Ok(())).and(written);
+            }
+            Change::Whole(name, bytes) => wholes.push((name, bytes)),
+        });
+        self.dirty = true;
+        if self.fold.has_gap() {
+            let message = format!("records of {} before record {} are missing", self.folder, record.position);
+            return Err(Error::corrupt_data(message, "`runwal verify` tells what is damaged."));
+        }
+        result
+    }
+
+    /// Brings the files to what the records say: logs first, then checkpoints, then `state.json`.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.dirty) {
+            return Ok(());
+        }
+        self.logs.iter_mut().try_for_each(LiveLog::write_pending)?;
+        for (name, bytes) in std::mem::take(&mut self.wholes) {
+            replace(&*self.disk, &format!("{}/{name}", self.folder), &bytes)?;
+            self.cached.note(&*self.disk, &self.folder, &name, bytes.len() as u64)?;
+        }
+        let state = self.fold.state_json();
+        if state != self.state {
+            replace(&*self.disk, &format!("{}/{STATE}", self.folder), &state)?;
+            self.state = state;
+        }
+        Ok(())
+    }
+
+    /// Notes how the files were left, so that the next one who opens the journal need not compare them.
+    /// Whatever keeps it from that costs him the comparison and nothing else.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.flush()?;
+        for log in &self.logs {
+            self.cached.note(&*self.disk, &self.folder, log.name, log.len)?;
+        }
+        self.cached.note(&*self.disk, &self.folder, STATE, self.state.len() as u64)?;
+        self.cached.position = self.fold.last_position().0;
+        store_cached(&*self.disk, &self.folder, &mut self.cached)
+    }
+}
