@@ -129,7 +129,7 @@ struct Files {
     folder: String,
     write: bool,
     by_name: BTreeMap<String, Target>,
-    /// Bytes that wait to be compared or written.
+    /// Memory taken by bytes that wait to be compared or written.
     kept: usize,
     failed: Option<Error>,
 }
@@ -177,7 +177,7 @@ impl Rebuild {
         if files.kept > MOST_KEPT { files.flush() } else { Ok(()) }
     }
 
-    /// How many bytes are kept in memory until they are more.
+    /// How much memory bytes take that are kept until they are more.
     pub(crate) fn kept(&self) -> usize {
         self.files.kept
     }
@@ -227,20 +227,26 @@ impl Files {
         if !append || !self.by_name.contains_key(name) {
             let target = self.look_at(name)?;
             if let Some(before) = self.by_name.insert(name.to_owned(), target) {
-                self.kept -= before.pending.len();
+                self.kept -= before.pending.capacity();
             }
         }
         let Some(target) = self.by_name.get_mut(name) else { return Ok(()) };
         if append && target.pending.len() + bytes.len() < PIECE {
+            self.kept -= target.pending.capacity();
             target.pending.extend_from_slice(bytes);
-            self.kept += bytes.len();
+            self.kept += target.pending.capacity();
             return Ok(());
         }
-        self.kept -= target.pending.len();
         let full = format!("{}/{name}", self.folder);
         let pending = std::mem::take(&mut target.pending);
+        self.kept -= pending.capacity();
         target.take(&*self.disk, &full, &pending, self.write)?;
-        target.take(&*self.disk, &full, bytes, self.write)
+        target.take(&*self.disk, &full, bytes, self.write)?;
+        // There will be as much again.
+        target.pending = pending;
+        target.pending.clear();
+        self.kept += target.pending.capacity();
+        Ok(())
     }
 
     /// Begins with a file.
