@@ -5,7 +5,7 @@
 
 use crate::clock::Clock;
 use crate::engine::{NewRecord, Ticket};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::record::Body;
 use crate::run::recorder::Recorder;
 use std::collections::VecDeque;
@@ -14,16 +14,17 @@ use std::time::Duration;
 
 /// How much may have been read and not be durable.
 const MAX_UNWRITTEN_LEN: usize = 16 << 20;
-/// How much goes into one batch.
-const BATCH_LEN: usize = 7 << 20;
+/// How much goes into one append, and so into one batch. A sync has several of them: buffers of this length are
+/// soon used again, where those of a whole flood would each be memory that the process has taken for good.
+const BATCH_LEN: usize = 1 << 20;
 /// What a record counts beside its bytes: so much that a batch of this length has no more records
 /// than the journal takes in one, which are 65,536, also where it carries the end of the run.
 const RECORD_LEN: usize = 128;
 /// How far apart the moments are at which what was read is written: the same ones for all runs of a
 /// machine, so that many of them share a sync. The first chunk waits this long at most.
 const BEAT_NS: u64 = 25_000_000;
-/// From how many bytes on it does not wait any longer.
-const ENOUGH_LEN: usize = BATCH_LEN;
+/// From how many bytes on it does not wait any longer, and how much is written at once.
+const ENOUGH_LEN: usize = 7 << 20;
 
 /// What was read, on its way to the journal.
 #[derive(Debug, Default)]
@@ -76,9 +77,9 @@ impl Pipeline {
         self.changed.notify_all();
     }
 
-    /// The next batch, once it is worth a sync; `None` at the end. What is left at the end, if it
-    /// is little, stays for the batch that ends the run.
-    fn next(&self, clock: &dyn Clock) -> Option<Vec<NewRecord>> {
+    /// What is written next, once it is worth a sync, batch by batch; `None` at the end. What is left at the
+    /// end, if it is little, stays for the batch that ends the run.
+    fn next(&self, clock: &dyn Clock) -> Option<Vec<Vec<NewRecord>>> {
         let mut queue = self.hold();
         loop {
             if queue.closed && queue.len <= BATCH_LEN {
@@ -96,17 +97,22 @@ impl Pipeline {
             queue = self.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         queue.urgent = false;
-        let mut batch = Vec::new();
-        let mut len = 0;
+        let (mut batches, mut batch, mut len, mut all) = (Vec::new(), Vec::new(), 0, 0);
         while let Some(record) = queue.records.front() {
-            len += record_len(record);
-            if len > BATCH_LEN && !batch.is_empty() {
+            let record_len = record_len(record);
+            if all + record_len > ENOUGH_LEN && all > 0 {
                 break;
             }
+            if len + record_len > BATCH_LEN && !batch.is_empty() {
+                batches.push(std::mem::take(&mut batch));
+                len = 0;
+            }
+            (len, all) = (len + record_len, all + record_len);
             batch.extend(queue.records.pop_front());
         }
+        batches.push(batch);
         queue.first_at_ns = clock.monotonic_ns();
-        Some(batch)
+        Some(batches)
     }
 
     /// What was not journaled when it was closed.
@@ -151,16 +157,17 @@ fn record_len(record: &NewRecord) -> usize {
         }
 }
 
-/// The journaling thread: batches until the pipeline is closed or the journal fails. The next batch
-/// is encoded while the one before is being synced, by a second thread.
+/// The journaling thread: batches until the pipeline is closed or the journal fails. The next ones
+/// are encoded while those before are being synced, by a second thread.
 pub(super) fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Recorder) {
     std::thread::scope(|scope| {
-        let (tickets, waiting) = std::sync::mpsc::sync_channel::<(Ticket, usize)>(0);
+        let (tickets, waiting) = std::sync::mpsc::sync_channel::<(Vec<Ticket>, usize)>(0);
         let committer = std::thread::Builder::new().name("runwal-commit".to_owned());
         let started = committer.spawn_scoped(scope, move || {
-            for (ticket, len) in waiting {
-                match ticket.wait() {
-                    Ok(_) => pipeline.written(len),
+            for (tickets, len) in waiting {
+                // The first one that is waited for has all of them committed, with one sync.
+                match tickets.into_iter().try_for_each(|ticket| ticket.wait().map(drop)) {
+                    Ok(()) => pipeline.written(len),
                     Err(error) => return pipeline.fail(error),
                 }
             }
@@ -168,12 +175,14 @@ pub(super) fn journal(pipeline: &Pipeline, clock: &dyn Clock, recorder: &mut Rec
         if let Err(error) = started {
             return pipeline.fail(Error::io("starting the committing thread", error));
         }
-        while let Some(batch) = pipeline.next(clock) {
-            let len = batch.iter().map(record_len).sum();
-            match recorder.submit(&batch) {
-                Ok(ticket) => {
+        while let Some(batches) = pipeline.next(clock) {
+            let len = batches.iter().flatten().map(record_len).sum();
+            let submitted: Result<Vec<_>> =
+                batches.into_iter().map(|batch| recorder.submit(&batch)).collect();
+            match submitted {
+                Ok(batches) => {
                     // A committer that is gone has said why.
-                    if tickets.send((ticket, len)).is_err() {
+                    if tickets.send((batches, len)).is_err() {
                         return;
                     }
                 }
