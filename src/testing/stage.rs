@@ -12,7 +12,6 @@ use crate::record::{
     Body, Channel, Checkpoint, FileFormat, Id, JsonText, Level, Lifecycle, Record, Replay, RunName,
     RunPrepared, Tick, kind, terminal,
 };
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -299,12 +298,11 @@ impl Stage {
     /// Brings the files of all runs and of the timed jobs to the disk.
     pub fn publish(&mut self, mount: u64) {
         let Some(mut log) = self.open_log(mount) else { return };
-        let records = self.judge(&mut log);
-        let streams: BTreeSet<StreamId> = records.iter().map(|record| record.stream).collect();
-        for stream in streams {
-            if let Err(error) = log.rebuild(stream, true) {
-                self.complain("publishing", &error);
-            }
+        self.judge(&mut log);
+        let done = log.runs().and_then(|runs| log.rebuild_runs(&runs, true, &mut |_| {}));
+        let ticks = log.ticks().and_then(|ticks| ticks.map(|ticks| log.rebuild(ticks, true)).transpose());
+        for error in [done.err(), ticks.err()].into_iter().flatten() {
+            self.complain("publishing", &error);
         }
     }
 

@@ -30,6 +30,7 @@ mod many;
 mod observe;
 mod opening;
 mod reading;
+mod rebuilding;
 mod steps;
 mod surroundings;
 mod terminal;
