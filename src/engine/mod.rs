@@ -529,6 +529,21 @@ impl Engine {
         self.0.world.disk.path().map(|dir| dir.join(crate::projection::publish::TICKS_FOLDER))
     }
 
+    /// Writes zeros where the next `len` bytes of the journal will stand, and returns when that is synced: an
+    /// append into blocks that were written before has nothing to wait for but its own bytes. Others append
+    /// meanwhile. As much of it as is there already, whoever reserved it, is not made again; it is for
+    /// whatever process comes first. Without this the next segment is made ready in the background, which
+    /// is as good for whoever does not fill the current one faster than that.
+    ///
+    /// # After a crash
+    /// What was reserved stays so. Half of a file is removed by whoever begins the next segment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Full`] where the disk is too full for it; what could be reserved is, and nothing is lost.
+    pub fn reserve(&self, len: u64) -> Result<()> {
+        self.0.journal.reserve(len)
+    }
+
     /// Waits until the files of a run show everything up to `receipt`.
     pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
         self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.stream, receipt.last))

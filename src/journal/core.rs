@@ -9,7 +9,7 @@ use super::index;
 use super::mark::{Lock, MarkFile, MarkView, Standing, create_mark};
 use super::recovery::{self, Inspection, Plan};
 use super::segment::{Bound, FOLDER, Segment, Spot, file_name};
-use super::spare::{self, Blank, Filler};
+use super::spare::{self, Blank, Filler, Spares};
 use super::view::{View, bound_of, known_journal, newest};
 use super::{JournalOptions, OpenReport, Receipt, Recovered, Told};
 use crate::clock::{Clock, Entropy};
@@ -37,7 +37,7 @@ pub(super) struct Core {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) entropy: Arc<dyn Entropy>,
-    options: JournalOptions,
+    pub(super) options: JournalOptions,
     lock: Lock,
     mark: MarkFile,
     mark_view: MarkView,
@@ -56,6 +56,14 @@ pub(super) struct Core {
 struct Written {
     groups: u64,
     len: u64,
+}
+
+impl Written {
+    /// Whether its groups are so small that blocks written before are worth their price: a flood would write
+    /// everything twice.
+    fn are_small(&self) -> bool {
+        self.len / self.groups.max(1) < SMALL_GROUP_LEN
+    }
 }
 
 impl Core {
@@ -252,11 +260,19 @@ impl Core {
             core.disk.sync_dir(".")?;
             let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
             header.capacity = core.options.first_capacity;
-            let blank = Blank::fresh(&*core.disk, &*core.entropy)?;
+            let blank = core.blank(header.capacity)?;
             let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &[])?;
             core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             Ok(())
         })
+    }
+
+    /// An empty file for a segment of this capacity.
+    fn blank(&self, capacity: u64) -> Result<Blank> {
+        if self.options.spares == Spares::Never || !self.written.are_small() {
+            return Blank::fresh(&*self.disk, &*self.entropy);
+        }
+        Blank::filled(&*self.disk, &*self.entropy, capacity)
     }
 
     /// Goes on in a new segment with what is whole, and sets aside what is not.
@@ -304,13 +320,14 @@ impl Core {
                     .map_err(|_| Error::new(ErrorKind::Full, "the index of a segment is too long"))?,
                 None => 0,
             };
-            header.capacity = grown(old.capacity, max);
+            let next = grown(old.capacity, max);
             spare::sweep(&*core.disk)?;
-            let blank = match Blank::spare(&*core.disk, &*core.entropy, header.capacity) {
+            let (blank, capacity) = match Blank::spare(&*core.disk, &*core.entropy, [max, next]) {
                 Ok(Some(spare)) => spare,
                 // Whatever is wrong with a spare, the journal does not need one.
-                Ok(None) | Err(_) => Blank::fresh(&*core.disk, &*core.entropy)?,
+                Ok(None) | Err(_) => (core.blank(next)?, next),
             };
+            header.capacity = capacity;
             let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &[])?;
             let mark = mark_at(&segment.header, &spot);
             core.mark_view = core.mark.publish(&core.mark_view, mark, &*core.entropy)?;
@@ -319,12 +336,23 @@ impl Core {
         })?;
         let header = &self.view()?.segment.header;
         observe::rolled(header.segment, header.capacity);
-        let written = std::mem::take(&mut self.written);
-        if written.len / written.groups.max(1) < SMALL_GROUP_LEN {
+        if std::mem::take(&mut self.written).are_small() {
             let len = grown(self.view()?.segment.header.capacity, self.options.max_capacity);
             self.filler.ask(&self.disk, &*self.entropy, len, self.options.spares);
         }
         Ok(())
+    }
+
+    /// How many bytes fit into the active segment, if its blocks were all written before.
+    pub(super) fn reserved_here(&mut self) -> Result<u64> {
+        let view = self.view()?;
+        let (len, capacity) = (view.segment.file.stat()?.len, view.segment.header.capacity);
+        Ok(if len >= capacity { capacity.saturating_sub(view.spot.offset) } else { 0 })
+    }
+
+    /// Goes on in what was reserved, unless the active segment is.
+    pub(super) fn enter_reserved(&mut self) -> Result<()> {
+        if self.reserved_here()? == 0 { self.roll() } else { Ok(()) }
     }
 
     /// Runs what writes. Any error in it poisons: what is on the disk is not known any more, and

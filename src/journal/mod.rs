@@ -39,7 +39,7 @@ pub(crate) use self::due::Due;
 use crate::clock::{Clock, Entropy};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Digest, FIRST_CAPACITY, MAX_CAPACITY};
+use crate::format::{Digest, FIRST_CAPACITY, MAX_CAPACITY, SEGMENT_DATA_START};
 pub(crate) use crate::format::{Draft, Target, WireRecord};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
@@ -301,6 +301,18 @@ impl Journal {
         // Told first: it must not be told later than its answer.
         observe::accepted();
         Ok(Ticket { journal: self.clone(), place: self.0.commits.hand_in(append) })
+    }
+
+    /// Has room for so many bytes, in blocks that were written before: in spare segments, filled by the caller
+    /// while others append, of which the first is begun with.
+    pub(crate) fn reserve(&self, len: u64) -> Result<()> {
+        let (disk, entropy, max, here) = self.locked(|core| {
+            let (disk, entropy) = (Arc::clone(&core.disk), Arc::clone(&core.entropy));
+            Ok((disk, entropy, core.options.max_capacity, core.reserved_here()?))
+        })?;
+        let each = max.saturating_sub(SEGMENT_DATA_START).max(1);
+        spare::reserve(&*disk, &*entropy, max, len.saturating_sub(here).div_ceil(each))?;
+        if spare::reserved(&*disk, max)? > 0 { self.locked(Core::enter_reserved) } else { Ok(()) }
     }
 
     /// Commits everything handed in so far.

@@ -20,6 +20,8 @@ use std::thread::JoinHandle;
 const PIECE_LEN: usize = 1 << 20;
 /// How much is written between two syncs: a commit waits behind no more than this.
 const SYNC_LEN: u64 = 4 << 20;
+/// Up to which length a segment's blocks are written by whoever makes it, where there is no spare.
+const MAX_INLINE_LEN: u64 = 1 << 20;
 const SPARE: &str = "spare-";
 const TEMPORARY: &str = "tmp-";
 
@@ -50,17 +52,41 @@ impl Blank {
         Ok(Self { name, file })
     }
 
-    /// A spare of this length, where there is one. Only under the lock, with the busy word set.
-    pub(super) fn spare(disk: &dyn Disk, entropy: &dyn Entropy, len: u64) -> Result<Option<Self>> {
+    /// The same with its blocks written, where they are few: whoever syncs it next has them synced in the same
+    /// step. That they cannot be written is no error.
+    pub(super) fn filled(disk: &dyn Disk, entropy: &dyn Entropy, len: u64) -> Result<Self> {
+        let blank = Self::fresh(disk, entropy)?;
+        if len <= MAX_INLINE_LEN && blank.file.write_at(&vec![0; to_usize(len)], 0).is_err() {
+            blank.file.set_len(0)?;
+        }
+        Ok(blank)
+    }
+
+    /// A spare of one of these lengths, of the first one that there is, and its length. Others are removed: no
+    /// segment will be made of them. Only under the lock, with the busy word set.
+    pub(super) fn spare(
+        disk: &dyn Disk,
+        entropy: &dyn Entropy,
+        lens: [u64; 2],
+    ) -> Result<Option<(Self, u64)>> {
+        let mut found = Vec::new();
         for spare in begins_with(disk, SPARE)? {
-            let name = temporary(entropy)?;
+            let Some(stat) = disk.stat(&spare)? else { continue };
+            match lens.iter().position(|len| *len == stat.len) {
+                Some(nth) => found.push((nth, spare)),
+                None => disk.remove(&spare)?,
+            }
+        }
+        found.sort_unstable();
+        for (nth, spare) in found {
+            let (name, len) = (temporary(entropy)?, lens[nth]);
             if !disk.rename(&spare, &name, false)? {
                 continue;
             }
             // Opened by the name that is one's own: it is what was claimed.
             let file = disk.open(&name, Open::Write)?;
             if file.stat()?.len == len && begins_with_zeros(&*file)? {
-                return Ok(Some(Self { name, file }));
+                return Ok(Some((Self { name, file }, len)));
             }
             disk.remove(&name)?;
         }
@@ -123,15 +149,14 @@ impl Filler {
         if begins_with(&**disk, SPARE).is_ok_and(|found| !found.is_empty()) {
             return;
         }
-        let (Ok(name), Ok(number)) = (temporary(entropy), entropy.number()) else { return };
-        let spare = format!("{FOLDER}/{SPARE}{number:016x}");
+        let Ok(names) = names(entropy) else { return };
         if how == Spares::Inline {
-            fill(&**disk, &name, &spare, len, &self.stop);
+            let _ = fill(&**disk, &names, len, &self.stop);
             return;
         }
         let (disk, stop) = (Arc::clone(disk), Arc::clone(&self.stop));
         let thread = std::thread::Builder::new().name("runwal-spare".to_owned());
-        self.thread = thread.spawn(move || fill(&*disk, &name, &spare, len, &stop)).ok();
+        self.thread = thread.spawn(move || drop(fill(&*disk, &names, len, &stop))).ok();
     }
 }
 
@@ -144,17 +169,40 @@ impl Drop for Filler {
     }
 }
 
+/// Has as many spares of this length as are asked for, whoever made them.
+pub(super) fn reserve(disk: &dyn Disk, entropy: &dyn Entropy, len: u64, count: u64) -> Result<()> {
+    for _ in reserved(disk, len)?..count {
+        fill(disk, &names(entropy)?, len, &AtomicBool::new(false))?;
+    }
+    Ok(())
+}
+
+/// How many spares of this length there are.
+pub(super) fn reserved(disk: &dyn Disk, len: u64) -> Result<u64> {
+    let mut count = 0;
+    for spare in begins_with(disk, SPARE)? {
+        count += u64::from(disk.stat(&spare)?.is_some_and(|stat| stat.len == len));
+    }
+    Ok(count)
+}
+
+/// The temporary name of a file, and the one that it has as a spare.
+fn names(entropy: &dyn Entropy) -> Result<(String, String)> {
+    Ok((temporary(entropy)?, format!("{FOLDER}/{SPARE}{:016x}", entropy.number()?)))
+}
+
 /// Makes a spare, or nothing.
-fn fill(disk: &dyn Disk, name: &str, spare: &str, len: u64, stop: &AtomicBool) {
-    let Ok(file) = disk.open(name, Open::CreateNew) else { return };
+fn fill(disk: &dyn Disk, (name, spare): &(String, String), len: u64, stop: &AtomicBool) -> Result<()> {
+    let file = disk.open(name, Open::CreateNew)?;
     // Locked, so that nobody takes it for what a dead one left.
     let written = file.try_lock().and_then(|locked| Ok(locked && write_zeros(&*file, len, stop)?));
     // Named only behind a sync that succeeded, and not written to any more: a later sync, of another
     // descriptor too, could not vouch for these blocks.
-    let named = matches!(written, Ok(true)) && disk.rename(name, spare, false).unwrap_or(false);
-    if !named {
+    let named = written.and_then(|written| Ok(written && disk.rename(name, spare, false)?));
+    if !matches!(named, Ok(true)) {
         let _ = disk.remove(name);
     }
+    named.map(drop)
 }
 
 /// Answers whether the file is whole and synced.

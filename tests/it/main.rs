@@ -31,6 +31,7 @@ mod observe;
 mod opening;
 mod reading;
 mod rebuilding;
+mod reserving;
 mod steps;
 mod surroundings;
 mod terminal;

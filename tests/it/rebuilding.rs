@@ -44,8 +44,7 @@ fn rebuild(log: &mut Log, write: bool) -> (Vec<RunInfo>, BTreeMap<StreamId, Rebu
     let mut upto = Position::ZERO;
     let rebuilt = log.rebuild_runs(&runs, write, &mut |position| upto = upto.max(position)).unwrap();
     assert!(upto > Position::ZERO && upto <= log.durable());
-    let nobodys = |rebuilt: Option<Rebuilt>| rebuilt.expect("nobody else is at work");
-    (runs, rebuilt.into_iter().map(|(stream, found)| (stream, nobodys(found))).collect())
+    (runs, rebuilt.into_iter().map(|(stream, found)| (stream, found.unwrap())).collect())
 }
 
 /// The files under `runs/`.

@@ -30,10 +30,10 @@ impl Load {
 pub(crate) fn append(workload: Workload, kind: Kind, dir: &Path, args: &Args) -> Result<()> {
     let load = workload.load().ok_or("not a workload of single appends")?;
     let setup = load.setup(args);
-    let (mut took_ns, elapsed) = if kind == Kind::Runwal && workload == Workload::W2Async {
-        append_async(dir, &load, &setup, args)?
-    } else if kind == Kind::Runwal && workload == Workload::W2Tickets {
-        let mut engine = Runwal::open(dir)?;
+    let (mut took_ns, elapsed) = if kind.is_runwal() && workload == Workload::W2Async {
+        append_async(kind, dir, &load, &setup, args)?
+    } else if kind.is_runwal() && workload == Workload::W2Tickets {
+        let mut engine = Runwal::open_as(kind, dir, &setup)?;
         engine.begin(0..load.streams)?;
         settle(dir)?;
         let threads = Load { writers: 2, ..load };
@@ -177,8 +177,14 @@ fn append_tickets(engine: &Runwal, mine: &[u32], pace: Pace<'_>) -> Result<(Meas
     })
 }
 
-fn append_async(dir: &Path, load: &Load, setup: &Setup, args: &Args) -> Result<(Measured, Duration)> {
-    let mut engine = Runwal::open(dir)?;
+fn append_async(
+    kind: Kind,
+    dir: &Path,
+    load: &Load,
+    setup: &Setup,
+    args: &Args,
+) -> Result<(Measured, Duration)> {
+    let mut engine = Runwal::open_as(kind, dir, setup)?;
     engine.begin(0..load.streams)?;
     settle(dir)?;
     let streams = (0..load.streams).map(|stream| engine.stream(stream)).collect::<Result<Vec<_>>>()?;

@@ -54,8 +54,7 @@
 //!   by arithmetic. Nobody is expected to reach it with all that in place. Its leader waits up to 100 µs for
 //!   the writers that it has just woken.
 //! * runwal makes no files (`publish: false`), as the others make none, and keeps its chain hash, its index, its
-//!   lock between processes. There is no buffered append yet, so `w3` hands each burst in for a ticket and
-//!   waits for the tickets a window at a time: more than one sync.
+//!   lock between processes. `runwal-reserved` has had room made for all that is appended, as the limit has.
 //! * SQLite, redb and fjall have no group commit across threads. As they are, their writers take turns; with
 //!   `-grouped` the limit's own grouping stands before them, the best an application could do. They are ordered
 //!   maps that can do much more than append; SQLite and redb check no checksums when they read.

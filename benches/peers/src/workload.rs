@@ -130,6 +130,9 @@ impl Workload {
 
     /// Whether an engine has a part in it.
     pub(crate) fn suits(self, kind: Kind) -> bool {
+        if kind == Kind::RunwalReserved {
+            return self.load().is_some();
+        }
         match self {
             Self::W2 | Self::W2Eight | Self::W2Large | Self::W8 => true,
             // The limit's figure is that of 64 threads.

@@ -66,6 +66,8 @@ pub(crate) enum Kind {
     Limit,
     /// This crate.
     Runwal,
+    /// The same with room for all events reserved, as the limit has it.
+    RunwalReserved,
     /// SQLite, a transaction for each append.
     Sqlite,
     /// SQLite, a transaction for all appends that wait.
@@ -90,6 +92,7 @@ impl Kind {
         match self {
             Self::Limit => "limit",
             Self::Runwal => "runwal",
+            Self::RunwalReserved => "runwal-reserved",
             Self::Sqlite => "sqlite",
             Self::SqliteGrouped => "sqlite-grouped",
             Self::Redb => "redb",
@@ -106,11 +109,17 @@ impl Kind {
         matches!(self, Self::SqliteGrouped | Self::RedbGrouped | Self::FjallGrouped)
     }
 
+    /// Whether this is the crate that the others are compared with.
+    pub(crate) fn is_runwal(self) -> bool {
+        matches!(self, Self::Runwal | Self::RunwalReserved)
+    }
+
     /// Opens the journal in a directory that exists, making it if need be.
     pub(crate) fn open(self, dir: &Path, setup: &Setup) -> Result<Box<dyn Engine>> {
         Ok(match self {
             Self::Limit => Box::new(limit::Limit::open(dir, setup)?),
             Self::Runwal => Box::new(runwal::Runwal::open(dir)?),
+            Self::RunwalReserved => Box::new(runwal::Runwal::open_reserved(dir, setup)?),
             Self::Sqlite | Self::SqliteGrouped => Box::new(sqlite::Sqlite::open(dir, self.is_grouped())?),
             Self::Redb | Self::RedbGrouped => Box::new(redb::Redb::open(dir, self.is_grouped())?),
             Self::Fjall | Self::FjallGrouped => Box::new(fjall::Fjall::open(dir, self.is_grouped())?),

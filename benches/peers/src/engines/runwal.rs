@@ -3,7 +3,7 @@
 //! Files are not published, as no peer makes any; everything else is as it comes. A run is ended when the
 //! journal is closed in order, and left open where the process is killed.
 
-use super::{Engine, Reader, Writer};
+use super::{Engine, Kind, Reader, Setup, Writer};
 use crate::Result;
 use crate::event::{BURST, Events, Layout, Seen, sequence_of};
 use ::runwal::async_engine::AsyncEngine;
@@ -18,6 +18,9 @@ use std::path::Path;
 /// How many tickets for new runs are held at once.
 const BEGIN_WINDOW: usize = 1024;
 
+/// What a single append takes beside its event, at most.
+const EXTRA_LEN: u64 = 160;
+
 #[derive(Debug)]
 pub(crate) struct Runwal {
     journal: Journal,
@@ -31,6 +34,18 @@ impl Runwal {
         let options = Options { publish: false, ..Options::default() };
         let (journal, _) = Journal::open(dir.join("data"), options)?;
         Ok(Self { journal, first: 0, streams: Vec::new() })
+    }
+
+    /// The same with room for all events.
+    pub(crate) fn open_reserved(dir: &Path, setup: &Setup) -> Result<Self> {
+        let engine = Self::open(dir)?;
+        engine.journal.reserve(setup.events * (setup.len as u64 + EXTRA_LEN))?;
+        Ok(engine)
+    }
+
+    /// Opens as the kind says.
+    pub(crate) fn open_as(kind: Kind, dir: &Path, setup: &Setup) -> Result<Self> {
+        if kind == Kind::RunwalReserved { Self::open_reserved(dir, setup) } else { Self::open(dir) }
     }
 
     /// The handle for tasks of a runtime. It has to be made outside of one.

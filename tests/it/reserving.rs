@@ -1,0 +1,132 @@
+//! Room that is made before it is needed.
+
+use runwal::ErrorKind;
+use runwal::disk::sim::{Choices, Fault, SimWorld};
+use runwal::testing::stage::{Stage, Writer};
+use std::collections::BTreeMap;
+
+const SEGMENT: u64 = 8 << 10;
+
+fn journal() -> (Stage, Writer) {
+    let mut stage = Stage::new(2 << 10, SEGMENT);
+    let writer = stage.open(1).unwrap();
+    (stage, writer)
+}
+
+fn is_fine(stage: &Stage) {
+    assert!(stage.problems.is_empty(), "{:?}", stage.problems);
+}
+
+/// The files of the journal that are segments, or are to be, by length.
+fn lengths(world: &SimWorld) -> BTreeMap<String, u64> {
+    let mut lengths = BTreeMap::new();
+    world.lengths(&mut |name, len| {
+        let is_room = name.ends_with(".seg") || name.contains("/spare-");
+        if is_room {
+            lengths.insert(name.to_owned(), len);
+        }
+    });
+    lengths
+}
+
+fn spares(world: &SimWorld) -> usize {
+    lengths(world).keys().filter(|name| name.contains("/spare-")).count()
+}
+
+#[test]
+fn what_is_reserved_is_used_before_any_file_grows() {
+    let (mut stage, writer) = journal();
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[100]);
+    let room = 4 * SEGMENT;
+    writer.engine().reserve(room).unwrap();
+    let reserved = lengths(&stage.world);
+    let (count, total) = (spares(&stage.world), reserved.values().sum::<u64>());
+    assert!(total >= room, "{reserved:?}");
+    // An index stands behind what a segment was meant to have.
+    let index = 200 * reserved.len() as u64;
+    assert!(reserved.values().filter(|len| **len == SEGMENT).count() == count + 1, "one is begun with");
+    // Twice the same makes nothing, a little more makes one.
+    writer.engine().reserve(room - SEGMENT / 2).unwrap();
+    assert_eq!(lengths(&stage.world), reserved);
+    let mut appended = 0;
+    while appended + 2_000 < room - SEGMENT / 2 {
+        stage.append(&writer, run, &[400]);
+        appended += 400 + 120;
+        let now = lengths(&stage.world);
+        let grown = now.values().sum::<u64>() - total;
+        assert!(now.len() == reserved.len() && grown <= index, "after {appended}: {now:?}");
+    }
+    assert!(spares(&stage.world) < count);
+    writer.engine().reserve(room).unwrap();
+    assert!(lengths(&stage.world).len() > reserved.len());
+    // Another process goes on in what was reserved.
+    stage.close(writer);
+    let before = spares(&stage.world);
+    let other = stage.open(1).unwrap();
+    let run = stage.begin(&other, "b");
+    for _ in 0..30 {
+        stage.append(&other, run, &[1_000]);
+    }
+    assert!(spares(&stage.world) < before);
+    is_fine(&stage);
+}
+
+#[test]
+fn a_reservation_that_fails_or_is_cut_off_costs_nothing() {
+    let (mut stage, writer) = journal();
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[300]);
+    stage.close(writer);
+    let reserve = |stage: &mut Stage| {
+        let writer = stage.open(1)?;
+        Some((writer.engine().reserve(3 * SEGMENT).map_err(|error| error.kind()), writer))
+    };
+    let mut whole = stage.fork();
+    let before = whole.world.operations();
+    assert!(matches!(reserve(&mut whole), Some((Ok(()), _))));
+    let (mut judged, mut full) = (0, 0);
+    for n in before + 1..=whole.world.operations() {
+        for fault in [Fault::Kill, Fault::PowerCut, Fault::once(28), Fault::sticky(28), Fault::once(5)] {
+            let mut cut = stage.fork();
+            cut.expect_faults(true);
+            cut.world.fail_at(n, fault);
+            let reserved = reserve(&mut cut);
+            cut.world.clear_faults();
+            if let Some((Err(kind), writer)) = &reserved {
+                full += u32::from(*kind == ErrorKind::Full);
+                // What was appended before is not concerned, and unless the roll failed one goes on.
+                if !writer.engine().is_poisoned() {
+                    stage_appends(&mut cut, writer);
+                }
+            }
+            drop(reserved);
+            cut.expect_faults(false);
+            let images: Vec<_> = match fault {
+                Fault::PowerCut => Choices::new(&cut.world, 4, 4, 1).map(|image| image.world()).collect(),
+                _ => vec![cut.world.fork()],
+            };
+            for image in images {
+                let mut after = cut.on(image);
+                let writer = after.open(1).unwrap();
+                after.tick(&writer);
+                writer.engine().reserve(3 * SEGMENT).unwrap();
+                stage_appends(&mut after, &writer);
+                after.close(writer);
+                after.look(1);
+                let left = after.world.names().into_iter().filter(|name| name.contains("/tmp-")).count();
+                assert!(left == 0, "{fault:?} at {n}: {:?}", after.world.names());
+                assert!(after.problems.is_empty(), "{fault:?} at {n}: {:?}", after.problems);
+                judged += 1;
+            }
+        }
+    }
+    assert!(judged > 200 && full > 10, "{judged} {full}");
+}
+
+fn stage_appends(stage: &mut Stage, writer: &Writer) {
+    let run = stage.begin(writer, "later");
+    for _ in 0..12 {
+        stage.append(writer, run, &[900]);
+    }
+}
