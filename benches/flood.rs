@@ -1,7 +1,9 @@
-//! What recording costs: a worker that floods, and a worker that does nothing.
+//! What recording costs: a worker that floods, eight of them at once, and a worker that does nothing; and what
+//! it takes to make the files of the flood again.
 //!
 //! `cargo bench --bench flood [-- MiB [PAIRS]]` prints the ratios of the README. Each pair runs the
-//! recorded worker and its yardstick one after the other, so that both meet the same disk.
+//! recorded worker and its yardstick one after the other, so that both meet the same disk. The flood is noise,
+//! of which no compression makes less.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,16 +20,29 @@ use std::time::{Duration, Instant};
 
 const PIECE: usize = 64 << 10;
 
-fn worker(mib: u64) -> Command {
-    let mut command = Command::new("head");
-    command.args(["-c", &format!("{}", mib << 20), "/dev/zero"]).stdin(Stdio::null());
+/// How much noise there is, to be repeated.
+const NOISE_MIB: u64 = 16;
+/// How many floods there are at once.
+const MANY: u64 = 8;
+
+/// Prints the noise until it is so much.
+fn worker(noise: &Path, mib: u64) -> Command {
+    let mut command = Command::new("sh");
+    let times = mib.div_ceil(NOISE_MIB);
+    let script = format!("n=0; while [ $n -lt {times} ]; do cat \"$0\"; n=$((n + 1)); done");
+    command.args(["-c", &script]).arg(noise).stdin(Stdio::null());
     command
 }
 
+fn make_noise(path: &Path) {
+    let mut random = fs::File::open("/dev/urandom").unwrap().take(NOISE_MIB << 20);
+    std::io::copy(&mut random, &mut fs::File::create(path).unwrap()).unwrap();
+}
+
 /// The yardstick: the worker's bytes into two files, one of them synced every 50 ms.
-fn two_files(dir: &Path, mib: u64) -> Duration {
+fn two_files(dir: &Path, noise: &Path, mib: u64) -> Duration {
     let start = Instant::now();
-    let mut child = worker(mib).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = worker(noise, mib).stdout(Stdio::piped()).spawn().unwrap();
     let mut out = child.stdout.take().unwrap();
     let (mut one, mut two) =
         (fs::File::create(dir.join("one")).unwrap(), fs::File::create(dir.join("two")).unwrap());
@@ -52,26 +67,48 @@ fn two_files(dir: &Path, mib: u64) -> Duration {
     start.elapsed()
 }
 
-fn recorded(data: &Path, command: &mut Command) -> Duration {
+fn recorded(data: &Path, command: &Command) -> Duration {
     let start = Instant::now();
+    assert!(recorder(data, command).status().unwrap().success());
+    start.elapsed()
+}
+
+fn recorder(data: &Path, command: &Command) -> Command {
     let mut recorder = Command::new(env!("CARGO_BIN_EXE_runwal"));
     recorder.arg("--dir").arg(data).args(["-q", "run", "--"]);
     recorder.arg(command.get_program()).args(command.get_args());
     // Outside of any git checkout: a diff of that is not what is measured here.
-    recorder.current_dir(data.parent().unwrap());
-    let status = recorder.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap();
-    assert!(status.success());
+    recorder.current_dir(data.parent().unwrap()).stdin(Stdio::null()).stdout(Stdio::null());
+    recorder
+}
+
+/// Several recorders at once on one data directory, each with its part of the flood.
+fn recorded_together(data: &Path, noise: &Path, mib: u64) -> Duration {
+    let start = Instant::now();
+    let each = worker(noise, mib / MANY);
+    let children: Vec<_> = (0..MANY).map(|_| recorder(data, &each).spawn().unwrap()).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
     start.elapsed()
 }
 
+/// Makes all files again, and answers how many bytes of journal that took a second.
+fn rebuilt(data: &Path) -> f64 {
+    fs::remove_dir_all(data.join("runs")).unwrap();
+    let journal = fs::read_dir(data.join("journal")).unwrap().map(|entry| entry.unwrap());
+    let segments = journal.filter(|entry| entry.path().extension().is_some_and(|end| end == "seg"));
+    let bytes: u64 = segments.map(|entry| entry.metadata().unwrap().len()).sum();
+    let start = Instant::now();
+    let mut rebuild = Command::new(env!("CARGO_BIN_EXE_runwal"));
+    rebuild.arg("--dir").arg(data).args(["-q", "rebuild"]).stdout(Stdio::null());
+    assert!(rebuild.status().unwrap().success());
+    bytes as f64 / start.elapsed().as_secs_f64()
+}
+
 /// The peak memory of a recorded worker in KiB, watched from outside.
-fn peak_memory(data: &Path, mib: u64) -> u64 {
-    let mut recorder = Command::new(env!("CARGO_BIN_EXE_runwal"));
-    recorder.arg("--dir").arg(data).args(["-q", "run", "--"]);
-    let command = worker(mib);
-    recorder.arg(command.get_program()).args(command.get_args());
-    recorder.current_dir(data.parent().unwrap());
-    let mut child = recorder.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+fn peak_memory(data: &Path, noise: &Path, mib: u64) -> u64 {
+    let mut child = recorder(data, &worker(noise, mib)).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut most = 0;
     while child.try_wait().unwrap().is_none() {
@@ -92,31 +129,39 @@ fn main() {
     let numbers: Vec<u64> = std::env::args().filter_map(|arg| arg.parse().ok()).collect();
     let (mib, pairs) = (numbers.first().copied().unwrap_or(1024), numbers.get(1).copied().unwrap_or(5));
     let root = std::env::var_os("RUNWAL_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
-    let mut ratios = Vec::new();
-    let mut small = Vec::new();
+    let noise_dir = tempfile::tempdir_in(&root).unwrap();
+    let noise = noise_dir.path().join("noise");
+    make_noise(&noise);
+    let (mut floods, mut together, mut rebuilds, mut small) = (vec![], vec![], vec![], vec![]);
     for _ in 0..pairs {
         let dir = tempfile::tempdir_in(&root).unwrap();
-        let yardstick = two_files(dir.path(), mib);
+        let yardstick = two_files(dir.path(), &noise, mib);
         let data = dir.path().join("data");
-        let flood = recorded(&data, &mut worker(mib));
-        ratios.push(flood.as_secs_f64() / yardstick.as_secs_f64());
+        let flood = recorded(&data, &worker(&noise, mib));
+        rebuilds.push(rebuilt(&data) / 1e9);
+        drop(dir);
+        let dir = tempfile::tempdir_in(&root).unwrap();
+        let eight = recorded_together(&dir.path().join("data"), &noise, mib);
+        floods.push(flood.as_secs_f64() / yardstick.as_secs_f64());
+        together.push(flood.as_secs_f64() / eight.as_secs_f64());
         println!(
-            "flood of {mib} MiB: recorded {flood:.2?}, two files {yardstick:.2?}, ratio {:.2}",
-            ratios.last().unwrap()
+            "flood of {mib} MiB: recorded {flood:.2?}, two files {yardstick:.2?}, {MANY} recorders {eight:.2?}, \
+             rebuilt at {:.2} GB/s",
+            rebuilds.last().unwrap()
         );
         let data = dir.path().join("small");
-        recorded(&data, &mut Command::new("true"));
+        let nothing = Command::new("true");
+        recorded(&data, &nothing);
         let bare = Instant::now();
         assert!(Command::new("true").status().unwrap().success());
         let bare = bare.elapsed();
-        small.push((recorded(&data, &mut Command::new("true")).saturating_sub(bare)).as_secs_f64() * 1e3);
+        small.push(recorded(&data, &nothing).saturating_sub(bare).as_secs_f64() * 1e3);
     }
     let dir = tempfile::tempdir_in(&root).unwrap();
-    let memory = peak_memory(&dir.path().join("data"), mib);
-    println!(
-        "R2  flood of {mib} MiB over two files, one synced every 50 ms: median ratio {:.2}",
-        median(ratios)
-    );
-    println!("R4  peak memory while recording it: {:.1} MiB", memory as f64 / 1024.0);
+    let memory = peak_memory(&dir.path().join("data"), &noise, mib);
     println!("R1  a recorded true over the bare one: median {:.1} ms", median(small));
+    println!("R2  flood over two files, one synced every 50 ms: median ratio {:.2}", median(floods));
+    println!("R4  peak memory while recording it: {:.1} MiB", memory as f64 / 1024.0);
+    println!("R5  its files made again: median {:.2} GB of journal a second", median(rebuilds));
+    println!("R10 {MANY} recorders at once, over one: median throughput ratio {:.2}", median(together));
 }

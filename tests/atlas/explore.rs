@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// How often the deep part says how far it is.
 const TELL: Duration = Duration::from_secs(20);
 /// How often it is kept how far it is, where that is asked for.
-const SAVE: Duration = Duration::from_mins(1);
+const SAVE: Duration = Duration::from_mins(10);
 
 type Work = Box<dyn Iterator<Item = (Workload, Bounds)> + Send>;
 
