@@ -303,8 +303,8 @@ impl Log {
         rebuild::rebuild_unless_live(self, stream, write)
     }
 
-    /// The same for many runs, for which the journal is read once for each 256 of them. The files of all of
-    /// these are locked meanwhile. `progress` is told up to which record they are behind it.
+    /// The same for many runs: for those that have ended, the journal is read once for each 256 of them, whose
+    /// files are all locked meanwhile. `progress` is told up to which record it came.
     pub fn rebuild_runs(
         &mut self,
         runs: &[RunInfo],

@@ -45,13 +45,6 @@ impl State {
     fn shows(&self, stream: StreamId, position: Position) -> bool {
         self.shown.max(self.shown_ahead.get(&stream).copied().unwrap_or_default()) >= position
     }
-
-    /// The first failure is the one that is told.
-    fn fails(&mut self, result: Result<()>) {
-        if let Err(error) = result {
-            self.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -197,8 +190,11 @@ fn work(world: &World, shared: &Shared) {
             Some(log) => publish_ticks(world, log, &live_ticks),
             None => Ok(()),
         };
-        let noted = finished.iter().filter_map(|stream| runs.remove(stream)).map(LiveRun::finish);
-        let mut result = noted.fold(result, Result::and);
+        // What is made durable while the engine is closed is for the next repair.
+        let last = stop && shared.hold().wanted <= wanted;
+        let ended = if last { runs.keys().copied().collect() } else { finished };
+        let noted = ended.iter().filter_map(|stream| runs.remove(stream)).map(LiveRun::finish);
+        let result = noted.fold(result, Result::and);
         if all {
             (shown_at, took) = (now(), now().saturating_sub(begun));
         }
@@ -213,13 +209,9 @@ fn work(world: &World, shared: &Shared) {
         } else {
             state.shown_ahead.extend(hurried.into_iter().map(|stream| (stream, wanted)));
         }
-        let last = stop && state.wanted <= state.shown;
-        if last {
-            let noted =
-                std::mem::take(&mut runs).into_values().map(LiveRun::finish).fold(Ok(()), Result::and);
-            result = result.and(noted);
+        if let Err(error) = result {
+            state.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
         }
-        state.fails(result);
         if let Err(error) = with_ticks {
             let message = format!("publishing the files of the timed jobs: {error}");
             state.ticks_failed.get_or_insert((error.kind(), message));

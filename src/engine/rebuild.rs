@@ -8,7 +8,7 @@ use crate::position::{Position, Seq, StreamId};
 use crate::projection::publish::{Rebuild, Rebuilt, TICKS_FOLDER, lock_folder};
 use crate::reader::Lent;
 use crate::record::Record;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Of how many runs the files are gone through in one pass: each holds a lock, and with it a descriptor.
@@ -62,18 +62,24 @@ struct Going {
     _lock: Option<Arc<dyn File>>,
 }
 
-/// The files of many runs, each batch of the journal read once for up to [`AT_ONCE`] of them. `progress` is
-/// told up to where.
+/// The files of many runs: of those that have ended, each batch of the journal is read once for up to
+/// [`AT_ONCE`] of them. `progress` is told up to where.
 pub(super) fn rebuild_runs(
     log: &mut Log,
     runs: &[RunInfo],
     write: bool,
     progress: &mut dyn FnMut(Position),
 ) -> Result<BTreeMap<StreamId, Option<Rebuilt>>> {
-    let mut in_order: Vec<&RunInfo> = runs.iter().collect();
-    in_order.sort_by_key(|run| run.stream);
+    let open: BTreeSet<StreamId> = log.reader.open_streams().into_iter().collect();
+    let (open, mut ended): (Vec<&RunInfo>, Vec<_>) = runs.iter().partition(|run| open.contains(&run.stream));
     let mut done = BTreeMap::new();
-    for some in in_order.chunks(AT_ONCE) {
+    // Their recorders may want the lock at any moment: nobody has it for longer than their own files take.
+    for run in open {
+        done.insert(run.stream, rebuild_unless_live(log, run.stream, write)?);
+        progress(log.end_of(run.stream)?.map_or(Position::ZERO, |(_, position)| position));
+    }
+    ended.sort_by_key(|run| run.stream);
+    for some in ended.chunks(AT_ONCE) {
         one_pass(log, some, write, progress, &mut done)?;
     }
     Ok(done)
