@@ -93,6 +93,10 @@ fn a_reservation_that_fails_or_is_cut_off_costs_nothing() {
             cut.world.fail_at(n, fault);
             let reserved = reserve(&mut cut);
             cut.world.clear_faults();
+            if let Some((Ok(()), _)) = &reserved {
+                let there = lengths(&cut.world).values().filter(|len| **len == SEGMENT).count() as u64;
+                assert!(there * SEGMENT >= 3 * SEGMENT, "{fault:?} at {n}: {:?}", lengths(&cut.world));
+            }
             if let Some((Err(kind), writer)) = &reserved {
                 full += u32::from(*kind == ErrorKind::Full);
                 // What was appended before is not concerned, and unless the roll failed one goes on.
