@@ -260,14 +260,15 @@ impl Core {
             core.disk.sync_dir(".")?;
             let mut header = recovery::first_header(&*core.entropy, &*core.clock)?;
             header.capacity = core.options.first_capacity;
-            let blank = core.blank(header.capacity)?;
+            let blank = Blank::fresh(&*core.disk, &*core.entropy)?;
             let (segment, spot) = recovery::create_segment(&*core.disk, blank, header, &[])?;
             core.mark.publish(mark, mark_at(&segment.header, &spot), &*core.entropy)?;
             Ok(())
         })
     }
 
-    /// An empty file for a segment of this capacity.
+    /// An empty file for a segment that goes on behind another one. The first one of a journal grows: most journals
+    /// are small, and stay so.
     fn blank(&self, capacity: u64) -> Result<Blank> {
         if self.options.spares == Spares::Never || !self.written.are_small() {
             return Blank::fresh(&*self.disk, &*self.entropy);
