@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench runs [-- PROCESSES STEPS]` prints the figures of the README: so many worker
 //! processes that write a line every 10 ms, each line of which is durable within 50 ms, and so many
-//! steps by an executor in this process, whose every append is durable before it goes on.
+//! steps by an executor in this process, whose every append is durable before it goes on. And how long it takes
+//! until whoever follows, as from another process, sees what has just become durable.
 
 #![expect(
     clippy::disallowed_methods,
@@ -14,12 +15,12 @@
 use runwal::clock::System;
 use runwal::disk::os::OsDisk;
 use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
-use runwal::engine::World;
+use runwal::engine::{Entry, Log, World};
 use runwal::error::Result;
 use runwal::record::{Channel, Id};
 use runwal::run::{
     Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Discard, ExecutorError, Outcome, ProcessOptions,
-    RunRequest, Steps,
+    Recorder, RunRequest, Steps,
 };
 use runwal::{Engine, Options};
 use std::io::Write;
@@ -177,6 +178,62 @@ async fn measure(what: &str, count: usize, processes: bool) {
     );
 }
 
+/// How long after an append is durable a follower has it who shares nothing but the files; at irregular moments,
+/// some milliseconds apart.
+fn follower_delay() {
+    const APPENDS: u64 = 400;
+    let base = std::env::var_os("RUNWAL_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let dir = tempfile::tempdir_in(base).unwrap();
+    let data = dir.path().join("data");
+    let (engine, _) = Engine::open(&data, Options::default()).unwrap();
+    let mut run = Recorder::prepare(&engine, request(0)).unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    let (from, last) = (run.last_receipt().last, run.last_receipt().last.0 + APPENDS);
+    let follower = std::thread::spawn(move || {
+        let mut log = Log::open(&data).unwrap();
+        let mut records = log.records(from.next().unwrap()).unwrap();
+        loop {
+            match records.next().unwrap() {
+                Some(Entry::Record(record)) => {
+                    told.send((record.position, Instant::now())).unwrap();
+                    if record.position.0 == last {
+                        return;
+                    }
+                }
+                Some(Entry::Damage(damage)) => panic!("{damage:?}"),
+                None => drop(records.wait(Duration::from_secs(1)).unwrap()),
+            }
+        }
+    });
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut durable = Vec::new();
+    for _ in 0..APPENDS {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_micros(500 + random % 40_000));
+        let receipt = run.chunk(Channel::Stdout, b"line\n").unwrap();
+        durable.push((receipt.last, Instant::now()));
+    }
+    follower.join().unwrap();
+    let mut delays: Vec<Duration> = heard
+        .iter()
+        .zip(&durable)
+        .map(|((seen, at), (position, durable))| {
+            assert_eq!(seen, *position);
+            at.saturating_duration_since(*durable)
+        })
+        .collect();
+    delays.sort_unstable();
+    let at = |share: usize| delays[(delays.len() - 1) * share / 100].as_secs_f64() * 1e3;
+    println!(
+        "R8  a follower's delay: median {:.1} ms, 99 % {:.1} ms, at most {:.1} ms",
+        at(50),
+        at(99),
+        at(100)
+    );
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     if args.iter().any(|arg| arg == "--worker") {
@@ -189,4 +246,5 @@ fn main() {
         measure("worker processes", processes, true).await;
         measure("steps", steps, false).await;
     });
+    follower_delay();
 }

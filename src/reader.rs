@@ -16,8 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The shortest and longest pause between two looks at the mark.
-const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+/// The shortest and longest pause between two looks at the mark: half of the longest is what whoever follows
+/// is late, and a look takes some microseconds.
+const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
 
 /// For how many items a sequence keeps room while it waits.
 const KEPT_ITEMS: usize = 64;
