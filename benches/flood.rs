@@ -133,9 +133,13 @@ fn main() {
     let noise = noise_dir.path().join("noise");
     make_noise(&noise);
     let (mut floods, mut together, mut rebuilds, mut small) = (vec![], vec![], vec![], vec![]);
+    // Each has a directory of its own, gone before the next begins: what one has made is not to be written
+    // to the disk, or kept in memory, in another's time.
     for _ in 0..pairs {
         let dir = tempfile::tempdir_in(&root).unwrap();
         let yardstick = two_files(dir.path(), &noise, mib);
+        drop(dir);
+        let dir = tempfile::tempdir_in(&root).unwrap();
         let data = dir.path().join("data");
         let flood = recorded(&data, &worker(&noise, mib));
         rebuilds.push(rebuilt(&data) / 1e9);

@@ -260,13 +260,13 @@ fn patiently<T>(world: &World, what: &str, attempt: &mut dyn FnMut() -> Result<O
     Err(Error::new(ErrorKind::Locked, format!("the folder {what} is locked by somebody else")))
 }
 
-/// Takes in what is durable of all runs, and brings the files of the `wanted` ones to what that says.
+/// Takes in what is durable of all runs, and brings the files of those that are due to what that says.
 fn publish(
     world: &World,
     log: &mut Option<Log>,
     runs: &mut BTreeMap<StreamId, LiveRun>,
     names: Vec<(StreamId, RunName)>,
-    wanted: &dyn Fn(&StreamId) -> bool,
+    due: &dyn Fn(&StreamId) -> bool,
 ) -> Result<()> {
     let log = match log {
         Some(log) => log,
@@ -298,7 +298,7 @@ fn publish(
         Ok(())
     })?;
     runs.retain(|stream, run| {
-        let flushed = if wanted(stream) { run.flush() } else { Ok(()) };
+        let flushed = if due(stream) { run.flush() } else { Ok(()) };
         let fine = flushed.is_ok();
         result = std::mem::replace(&mut result, Ok(())).and(flushed);
         fine

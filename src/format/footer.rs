@@ -172,7 +172,7 @@ impl Footer {
         for s in self.streams.values() {
             for (offset, seq) in &s.batches {
                 out.extend_from_slice(&offset.to_le_bytes());
-                let delta = u32::try_from(seq.0 - s.first_seq.0).unwrap_or(u32::MAX);
+                let delta = u32::try_from(seq.0.saturating_sub(s.first_seq.0)).unwrap_or(u32::MAX);
                 out.extend_from_slice(&delta.to_le_bytes());
             }
         }
@@ -377,6 +377,23 @@ mod tests {
             Ok((u32::try_from(body.len()).unwrap(), crc))
         );
         assert_eq!(Footer::decode_body(&body, crc), Ok(footer));
+    }
+
+    #[test]
+    fn sequences_that_go_back_or_far_on_are_written_as_the_nearest_there_is_room_for() {
+        // No journal that was written by this has them; one with right checksums may have been made by hand.
+        let entry = StreamEntry {
+            first_seq: Seq(50),
+            last_seq: Seq(60),
+            last_position: Position(9),
+            term: 0,
+            closed: false,
+            batches: vec![(1_024, Seq(50)), (2_048, Seq(3)), (3_072, Seq(50 + (1 << 40)))],
+        };
+        let footer = Footer { streams: [(StreamId(1), entry)].into(), ..Footer::default() };
+        let body = footer.encode_body();
+        let noted = [1_024_u32, 0, 2_048, 0, 3_072, u32::MAX].map(u32::to_le_bytes).concat();
+        assert!(body.ends_with(&noted), "{:?}", &body[body.len() - noted.len()..]);
     }
 
     #[test]

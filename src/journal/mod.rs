@@ -310,8 +310,11 @@ impl Journal {
             let (disk, entropy) = (Arc::clone(&core.disk), Arc::clone(&core.entropy));
             Ok((disk, entropy, core.options.max_capacity, core.reserved_here()?))
         })?;
+        if here >= len {
+            return Ok(());
+        }
         let each = max.saturating_sub(SEGMENT_DATA_START).max(1);
-        spare::reserve(&*disk, &*entropy, max, len.saturating_sub(here).div_ceil(each))?;
+        spare::reserve(&*disk, &*entropy, max, (len - here).div_ceil(each))?;
         if spare::reserved(&*disk, max)? > 0 { self.locked(Core::enter_reserved) } else { Ok(()) }
     }
 

@@ -119,6 +119,10 @@ fn a_reservation_that_fails_or_is_cut_off_costs_nothing() {
                 let mut after = cut.on(image);
                 let writer = after.open(1).unwrap();
                 after.tick(&writer);
+                // Nothing asked for begins nothing, though there may be spares and a small segment.
+                let before = lengths(&after.world);
+                writer.engine().reserve(0).unwrap();
+                assert_eq!(lengths(&after.world), before, "{fault:?} at {n}");
                 writer.engine().reserve(3 * SEGMENT).unwrap();
                 stage_appends(&mut after, &writer);
                 after.close(writer);

@@ -202,3 +202,39 @@ impl LiveRun {
         store_cached(&*self.disk, &self.folder, &mut self.cached)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::SimWorld;
+    use crate::error::ErrorKind;
+    use crate::position::{StreamId, Time};
+    use crate::record::{Body, Channel};
+
+    fn said(seq: u64, bytes: &[u8]) -> Record {
+        Record {
+            position: Position(10 + seq),
+            stream: StreamId(1),
+            seq: Seq(seq),
+            time: Time(1),
+            created_at: Time(1),
+            ends: false,
+            more: false,
+            key: None,
+            term: None,
+            len: bytes.len() as u64,
+            body: Body::Chunk(Channel::Stdout, bytes.to_vec()),
+        }
+    }
+
+    #[test]
+    fn a_hole_in_the_records_ends_the_publishing_of_a_run() {
+        let disk: Arc<dyn Disk> = Arc::new(SimWorld::new().process(0));
+        let mut run = LiveRun::create(disk, &RunName::parse(b"task/run").unwrap()).unwrap().unwrap();
+        run.apply(&said(1, b"a")).unwrap();
+        run.apply(&said(2, b"b")).unwrap();
+        let error = run.apply(&said(4, b"d")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("before record 14 are missing"), "{error}");
+    }
+}
