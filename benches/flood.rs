@@ -39,6 +39,14 @@ fn make_noise(path: &Path) {
     std::io::copy(&mut random, &mut fs::File::create(path).unwrap()).unwrap();
 }
 
+/// Has the page cache ready for so much. A virtual machine may have given memory that it does not use back to its
+/// host, and each page of that takes ten times as long.
+fn warm_up_memory(root: &Path, mib: u64) {
+    let mut file = tempfile::tempfile_in(root).unwrap();
+    let piece = vec![1; 1 << 20];
+    (0..mib).for_each(|_| file.write_all(&piece).unwrap());
+}
+
 /// The yardstick: the worker's bytes into two files, one of them synced every 50 ms.
 fn two_files(dir: &Path, noise: &Path, mib: u64) -> Duration {
     let start = Instant::now();
@@ -135,16 +143,20 @@ fn main() {
     let (mut floods, mut together, mut rebuilds, mut small) = (vec![], vec![], vec![], vec![]);
     // Each has a directory of its own, gone before the next begins: what one has made is not to be written
     // to the disk, or kept in memory, in another's time.
+    let fresh_dir = || {
+        warm_up_memory(&root, 3 * mib);
+        tempfile::tempdir_in(&root).unwrap()
+    };
     for _ in 0..pairs {
-        let dir = tempfile::tempdir_in(&root).unwrap();
+        let dir = fresh_dir();
         let yardstick = two_files(dir.path(), &noise, mib);
         drop(dir);
-        let dir = tempfile::tempdir_in(&root).unwrap();
+        let dir = fresh_dir();
         let data = dir.path().join("data");
         let flood = recorded(&data, &worker(&noise, mib));
         rebuilds.push(rebuilt(&data) / 1e9);
         drop(dir);
-        let dir = tempfile::tempdir_in(&root).unwrap();
+        let dir = fresh_dir();
         let eight = recorded_together(&dir.path().join("data"), &noise, mib);
         floods.push(flood.as_secs_f64() / yardstick.as_secs_f64());
         together.push(flood.as_secs_f64() / eight.as_secs_f64());

@@ -131,6 +131,16 @@ pub trait File: Send + Sync + Debug {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
     /// Writes all of `bytes` at `offset`. After an error any part of them may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
+    /// Writes parts one behind the other, the first at `offset`: the same as all of their bytes with one
+    /// [`write_at`](Self::write_at), without their being copied together. By itself a call for each.
+    fn write_parts_at(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        let mut at = offset;
+        for part in parts {
+            self.write_at(part, at)?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
     /// Makes bytes and length durable. After an error the file must not be synced again.
     fn sync(&self) -> Result<()>;
     /// Cuts or grows (with zeros) to `len` bytes.

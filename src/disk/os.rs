@@ -8,6 +8,7 @@ use super::{Disk, File, Kind, Open, Session, Stat};
 use crate::error::{Error, Result};
 use rustix::fs::{self, AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
+/// How many parts one call takes (`IOV_MAX`).
+const MAX_PARTS: usize = 1024;
 
 /// What a look at somebody else's file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -362,6 +365,12 @@ impl File for OsFile {
             .map_err(|e| self.error("writing", e))
     }
 
+    fn write_parts_at(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        write_all_parts(&mut slices, offset, |rest, at| rustix::io::pwritev(&self.fd, rest, at))
+            .map_err(|e| self.error("writing", e))
+    }
+
     fn sync(&self) -> Result<()> {
         // Not retried when interrupted: whether it took effect would not be known.
         fs::fdatasync(&self.fd).map_err(|e| self.error("syncing", e))
@@ -454,6 +463,26 @@ fn write_whole(
     Ok(())
 }
 
+/// The same with parts, of which at most so many are given to one call.
+fn write_all_parts(
+    mut parts: &mut [IoSlice<'_>],
+    mut offset: u64,
+    mut write: impl FnMut(&[IoSlice<'_>], u64) -> Result<usize, Errno>,
+) -> Result<(), Errno> {
+    IoSlice::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        let some = &parts[..parts.len().min(MAX_PARTS)];
+        match retry(|| write(some, offset))? {
+            0 => return Err(Errno::IO),
+            n => {
+                IoSlice::advance_slices(&mut parts, n);
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     loop {
         match call() {
@@ -520,5 +549,42 @@ mod tests {
         assert_eq!(write_whole(&wanted, 0, &mut full), Err(Errno::NOSPC));
         assert_eq!(write_whole(&wanted, 0, |_, _| Ok(0)), Err(Errno::IO));
         assert_eq!(write_whole(&[], 0, |_, _| unreachable!()), Ok(()));
+    }
+
+    #[test]
+    fn parts_are_written_in_their_order_however_much_one_call_takes() {
+        let wanted: Vec<u8> = (0..5_000).map(|n| (n % 251) as u8).collect();
+        let lens = [0, 3, 0, 0, 700, 1, 0];
+        for most in [1, 2, 64, 703, 9_999] {
+            let (mut file, mut calls, mut rest) = (vec![0; 50], 0, &wanted[..]);
+            let parts = lens.iter().cycle().map_while(|len| {
+                let (part, behind) = rest.split_at((*len).min(rest.len()));
+                rest = behind;
+                (!behind.is_empty() || !part.is_empty()).then(|| IoSlice::new(part))
+            });
+            let done = write_all_parts(&mut parts.collect::<Vec<_>>(), 50, |some, at| {
+                calls += 1;
+                if calls % 3 == 1 {
+                    return Err(Errno::INTR);
+                }
+                assert_eq!(at, file.len() as u64);
+                let bytes: Vec<u8> = some.iter().flat_map(|part| part.iter().copied()).take(most).collect();
+                file.extend_from_slice(&bytes);
+                Ok(bytes.len())
+            });
+            assert_eq!((done, &file[50..]), (Ok(()), &*wanted), "{most} at once");
+        }
+        let single = [7_u8];
+        let mut most = 0;
+        let mut many = vec![IoSlice::new(&single); 3_000];
+        let done = write_all_parts(&mut many, 0, |some, _| {
+            most = most.max(some.len());
+            Ok(some.len())
+        });
+        assert_eq!((done, most), (Ok(()), MAX_PARTS));
+        let mut one = [IoSlice::new(&single)];
+        assert_eq!(write_all_parts(&mut one, 0, |_, _| Ok(0)), Err(Errno::IO));
+        assert_eq!(write_all_parts(&mut one, 0, |_, _| Err(Errno::NOSPC)), Err(Errno::NOSPC));
+        assert_eq!(write_all_parts(&mut [IoSlice::new(&[])], 0, |_, _| unreachable!()), Ok(()));
     }
 }

@@ -627,6 +627,10 @@ impl File for SimFile {
         state.finish(self.disk.process, &self.name, fault)
     }
 
+    fn write_parts_at(&self, parts: &[&[u8]], offset: u64) -> Result<()> {
+        self.write_at(&parts.concat(), offset)
+    }
+
     fn sync(&self) -> Result<()> {
         self.disk.checked()?.whole_sync(self.disk.process, "sync", &self.name, Some(self.inode))
     }

@@ -334,9 +334,10 @@ impl Engine {
         place: Option<Box<dyn Queued>>,
     ) -> Result<Ticket> {
         let first = NewRecord { created_at, ..Body::Run(Box::new(request.clone())).into() };
-        let mut drafts = vec![self.draft(Target::Open(request.name.to_string().into_bytes()), &first)?];
+        let now = self.now();
+        let mut drafts = vec![draft(Target::Open(request.name.to_string().into_bytes()), &first, now)?];
         for record in then {
-            drafts.push(self.draft(Target::Opened, record)?);
+            drafts.push(draft(Target::Opened, record, now)?);
         }
         let ticket = self.hand_in(Append { drafts, conditions, open: false, place, buffered: false })?;
         Ok(Ticket {
@@ -450,9 +451,10 @@ impl Engine {
         place: Option<Box<dyn Queued>>,
         buffered: bool,
     ) -> Result<Ticket> {
+        let now = self.now();
         let drafts = records
             .iter()
-            .map(|record| self.draft(Target::Stream(stream), record))
+            .map(|record| draft(Target::Stream(stream), record, now))
             .collect::<Result<Vec<_>>>()?;
         // What changes the state of a run, or ends it, comes too late behind its end.
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
@@ -476,6 +478,7 @@ impl Engine {
         loop {
             let ticks = self.ticks_stream()?;
             let mut opened = false;
+            let now = self.now();
             let mut drafts = Vec::with_capacity(records.len());
             for (stream, record) in records {
                 let target = match stream.or(ticks) {
@@ -486,7 +489,7 @@ impl Engine {
                         Target::Open(TICKS_STREAM.as_bytes().to_vec())
                     }
                 };
-                drafts.push(self.draft(target, record)?);
+                drafts.push(draft(target, record, now)?);
             }
             let open = records.iter().any(|(_, record)| record.ends);
             let conditions = conditions.clone();
@@ -517,7 +520,7 @@ impl Engine {
     /// Opens a stream that is no run's with its first record. Durable on return.
     #[cfg(feature = "tokio")]
     pub(crate) fn open_stream(&self, name: &str, first: &NewRecord) -> Result<Receipt> {
-        let drafts = vec![self.draft(Target::Open(name.as_bytes().to_vec()), first)?];
+        let drafts = vec![draft(Target::Open(name.as_bytes().to_vec()), first, self.now())?];
         let conditions = Conditions::none();
         self.hand_in(Append { drafts, conditions, open: false, place: None, buffered: false })?.wait()
     }
@@ -611,22 +614,9 @@ impl Engine {
         self.0.journal.submit(append)
     }
 
-    fn draft<'r>(&self, target: Target, record: &'r NewRecord) -> Result<Draft<'r>> {
-        let kind = record.body.kind();
-        let (payload, version) = record.body.encode()?;
-        Ok(Draft {
-            target,
-            seq: Seq::ZERO,
-            kind,
-            version,
-            close: record.ends,
-            more: record.more,
-            time: record.time.unwrap_or_else(|| self.0.world.clock.now()),
-            created: record.created_at,
-            key: None,
-            term: None,
-            payload,
-        })
+    /// When records that are handed in at this moment are appended, unless they say so themselves.
+    fn now(&self) -> Time {
+        self.0.world.clock.now()
     }
 
     /// Commits what is submitted until `stop` says so, and then what is left: for tasks, which do not
@@ -736,4 +726,22 @@ impl Drop for Inner {
         // Whoever wants to know how it ended calls `close`.
         let _ = self.close();
     }
+}
+
+fn draft(target: Target, record: &NewRecord, now: Time) -> Result<Draft<'_>> {
+    let kind = record.body.kind();
+    let (payload, version) = record.body.encode()?;
+    Ok(Draft {
+        target,
+        seq: Seq::ZERO,
+        kind,
+        version,
+        close: record.ends,
+        more: record.more,
+        time: record.time.unwrap_or(now),
+        created: record.created_at,
+        key: None,
+        term: None,
+        payload,
+    })
 }

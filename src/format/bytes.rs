@@ -117,7 +117,7 @@ mod tests {
         for (value, bytes) in spelt {
             let mut out = Vec::new();
             put_varint(&mut out, value);
-            assert_eq!(out, bytes, "{value}");
+            assert_eq!((&*out, varint_len(value)), (bytes, bytes.len()), "{value}");
             let mut take = Take(bytes);
             assert_eq!((take.varint(), take.0), (Some(value), [].as_slice()));
             assert_eq!(Take(&bytes[..bytes.len() - 1]).varint(), None, "{value} cut");
@@ -162,6 +162,7 @@ mod tests {
         fn numbers_come_back(u: u64, i: i64) {
             let mut out = Vec::new();
             put_varint(&mut out, u);
+            prop_assert_eq!(varint_len(u), out.len());
             put_zigzag(&mut out, i);
             let mut take = Take(&out);
             prop_assert_eq!(take.varint(), Some(u));

@@ -54,3 +54,64 @@ pub fn decode<'a>(header: &BatchHeader, stored: &'a [u8], buffer: &'a mut Vec<u8
     }
     buffer
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Durability;
+    use super::*;
+    use crate::position::{Position, Time};
+
+    fn header(stored: &[u8], decoded_len: usize) -> BatchHeader {
+        BatchHeader {
+            codec: Codec::Lz4,
+            durability: Durability::Durable,
+            body_len: u32::try_from(stored.len()).unwrap(),
+            decoded_len: u32::try_from(decoded_len).unwrap(),
+            count: 1,
+            body_crc: 0,
+            first_position: Position(1),
+            time: Time(0),
+            durable_upto: Position::ZERO,
+            body_digest: [0; 32],
+            chain: [0; 32],
+        }
+    }
+
+    /// Bytes that do not repeat.
+    fn noise(len: u32) -> Vec<u8> {
+        (0..len).flat_map(|n| blake3::hash(&n.to_le_bytes()).as_bytes()[..1].to_vec()).collect()
+    }
+
+    #[test]
+    fn what_repeats_is_packed_behind_the_room_and_comes_back() {
+        let body = b"the same line again\n".repeat(400);
+        for room in [0, 7, 136] {
+            let packed = compress(&body, room).unwrap();
+            let stored = &packed[room..];
+            assert!(packed[..room].iter().all(|byte| *byte == 0) && stored.len() < body.len() / 20);
+            let mut buffer = vec![9; 3];
+            assert_eq!(decode(&header(stored, body.len()), stored, &mut buffer), body);
+            // One more or less than there is, or a number that none can have, is no body.
+            for len in [0, body.len() - 1, body.len() + 1, stored.len() * 300] {
+                assert!(decode(&header(stored, len), stored, &mut Vec::new()).is_empty(), "{len}");
+            }
+        }
+        let plain = BatchHeader { codec: Codec::None, ..header(&body, body.len()) };
+        assert_eq!(decode(&plain, &body, &mut Vec::new()), body);
+    }
+
+    #[test]
+    fn what_does_not_get_shorter_by_an_eighth_stays_as_it_is() {
+        assert_eq!(compress(&noise(4_000), 8), None);
+        let (mut shorter, mut not) = (0, 0);
+        for zeros in 300..900 {
+            let body = [noise(4_000), vec![0; zeros]].concat();
+            let len = lz4_flex::block::compress(&body).len();
+            let packed = compress(&body, 8).map(|packed| packed.len() - 8);
+            assert_eq!(packed, (body.len() - len >= body.len() / 8).then_some(len), "{zeros}");
+            shorter += usize::from(packed.is_some());
+            not += usize::from(packed.is_none());
+        }
+        assert!(shorter > 100 && not > 100, "{shorter} {not}");
+    }
+}

@@ -2,11 +2,12 @@
 //! long ones and those with a key in a batch of their own.
 
 use super::compression::Compression;
+use super::index::Stretch;
 use super::{Conditions, hold};
 use crate::error::{Error, Result};
 use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, Codec, Draft, Durability, MAX_BATCH_RECORDS, MAX_BODY_LEN, MAX_KEY_LEN,
-    MAX_NAME_LEN, MAX_PAYLOAD_LEN, Records, Site, Target,
+    MAX_NAME_LEN, MAX_PAYLOAD_LEN, Records, Site, Target, name_hash,
 };
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
@@ -68,7 +69,9 @@ pub(super) enum Content {
 /// A batch whose body is there, with the sequences that it is thought to get.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    heads: Vec<(Target, Seq)>,
+    /// How many records it has.
+    count: u32,
+    parts: Vec<Part>,
     time: Time,
     durability: Durability,
     frame: Frame,
@@ -77,6 +80,14 @@ pub(super) struct Encoded {
     guesses: Arc<Guesses>,
     /// How often it was wrong before what its first stream's sequence was thought to be.
     wrong: u64,
+}
+
+/// Records of one stream that stand side by side.
+#[derive(Debug)]
+struct Part {
+    target: Target,
+    /// As the first record of its batch had position 0.
+    stretch: Stretch,
 }
 
 /// The bytes of a batch.
@@ -103,6 +114,7 @@ pub(super) struct Shared {
     /// Whether anybody waits for any of it.
     durability: Durability,
     frame: Frame,
+    stretches: Vec<Stretch>,
 }
 
 /// Which sequences appends that are encoded ahead of their turn are thought to get.
@@ -166,7 +178,7 @@ impl Waiting {
     pub(super) fn count(&self) -> usize {
         match &self.content {
             Content::Loose(drafts, _) => drafts.len(),
-            Content::Encoded(encoded) => encoded.heads.len(),
+            Content::Encoded(encoded) => encoded.count as usize,
         }
     }
 
@@ -174,7 +186,7 @@ impl Waiting {
     pub(super) fn first_target(&self) -> Option<&Target> {
         match &self.content {
             Content::Loose(drafts, _) => drafts.first().map(|draft| &draft.target),
-            Content::Encoded(encoded) => encoded.heads.first().map(|(target, _)| target),
+            Content::Encoded(encoded) => encoded.parts.first().map(|part| &part.target),
         }
     }
 
@@ -182,28 +194,29 @@ impl Waiting {
     pub(super) fn targets(&self) -> Box<dyn Iterator<Item = &Target> + '_> {
         match &self.content {
             Content::Loose(drafts, _) => Box::new(drafts.iter().map(|draft| &draft.target)),
-            Content::Encoded(encoded) => Box::new(encoded.heads.iter().map(|(target, _)| target)),
+            Content::Encoded(encoded) => Box::new(encoded.targets()),
         }
     }
 
-    /// Gives each record the sequence that `place` says; what was encoded with others is encoded anew.
-    pub(super) fn place(&mut self, mut place: impl FnMut(usize, &Target) -> Result<Seq>) -> Result<()> {
+    /// Gives each record its sequence: `place` answers with that of the first of so many side by side in
+    /// one stream. What was encoded with others is encoded anew.
+    pub(super) fn place(&mut self, mut place: impl FnMut(&Target, u64) -> Result<Seq>) -> Result<()> {
         match &mut self.content {
             Content::Loose(drafts, _) => {
-                for (nth, draft) in drafts.iter_mut().enumerate() {
-                    draft.seq = place(nth, &draft.target)?;
+                for draft in drafts {
+                    draft.seq = place(&draft.target, 1)?;
                 }
             }
             Content::Encoded(encoded) => {
                 let mut changed = false;
-                for (nth, (target, thought)) in encoded.heads.iter_mut().enumerate() {
-                    let seq = place(nth, target)?;
-                    if *thought != seq {
+                for Part { target, stretch } in &mut encoded.parts {
+                    let seq = place(target, stretch.count)?;
+                    if stretch.first_seq != seq {
                         if !changed && let Target::Stream(id) = target {
-                            encoded.guesses.correct(*id, encoded.wrong, *thought, seq);
+                            encoded.guesses.correct(*id, encoded.wrong, stretch.first_seq, seq);
                         }
                         changed = true;
-                        *thought = seq;
+                        stretch.first_seq = seq;
                     }
                 }
                 if changed {
@@ -215,6 +228,18 @@ impl Waiting {
     }
 }
 
+impl Part {
+    /// Whether a record goes on with it.
+    fn is_followed_by(&self, draft: &Draft<'_>) -> bool {
+        draft.key.is_none()
+            && match (&self.target, &draft.target) {
+                (Target::Stream(id), Target::Stream(next)) => id == next,
+                (Target::Open(_) | Target::Opened, Target::Opened) => true,
+                _ => false,
+            }
+    }
+}
+
 impl Encoded {
     fn new(
         drafts: &[Draft<'_>],
@@ -223,7 +248,14 @@ impl Encoded {
         (guesses, wrong): (&Arc<Guesses>, u64),
     ) -> Result<Self> {
         let time = drafts.first().map_or(Time::default(), |draft| draft.time);
-        let heads = drafts.iter().map(|draft| (draft.target.clone(), draft.seq)).collect();
+        let mut parts: Vec<Part> = Vec::new();
+        for (nth, draft) in drafts.iter().enumerate() {
+            let stretch = stretch_of(draft, Position(nth as u64), StreamId(0));
+            match parts.last_mut().filter(|last| last.is_followed_by(draft)) {
+                Some(last) => last.stretch.extend(&stretch),
+                None => parts.push(Part { target: draft.target.clone(), stretch }),
+            }
+        }
         let mut frame = Frame::of(drafts, time);
         let len = frame.body().len();
         if len > MAX_BODY_LEN {
@@ -233,21 +265,38 @@ impl Encoded {
         frame.pack(count(drafts.len()), time, compression);
         let sums = frame.sums();
         let (compression, guesses) = (Arc::clone(compression), Arc::clone(guesses));
-        Ok(Self { heads, time, durability, frame, sums, compression, guesses, wrong })
+        let count = count(drafts.len());
+        Ok(Self { count, parts, time, durability, frame, sums, compression, guesses, wrong })
     }
 
-    /// The same records with the sequences that now stand in `heads`.
+    /// The stream of each record.
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.parts.iter().flat_map(|Part { target, stretch }| {
+            let rest = if let Target::Open(_) = target { &Target::Opened } else { target };
+            (0..stretch.count).map(move |nth| if nth == 0 { target } else { rest })
+        })
+    }
+
+    /// The sequence of each record.
+    fn seqs(&self) -> impl Iterator<Item = Seq> {
+        self.parts
+            .iter()
+            .flat_map(|part| (0..part.stretch.count).map(|nth| Seq(part.stretch.first_seq.0 + nth)))
+    }
+
+    /// The same records with the sequences that now stand in `parts`.
     fn encode_anew(&mut self) -> Result<()> {
         let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
-        let mut drafts = Vec::with_capacity(self.heads.len());
+        let mut drafts = Vec::with_capacity(self.count as usize);
         // Where it will stand is not known yet. No record may name a stream above its own position,
         // so it is read as if it stood above all of them.
-        for (record, (target, seq)) in Records::new(&header, self.frame.body()).zip(&self.heads) {
+        let heads = self.targets().zip(self.seqs());
+        for (record, (target, seq)) in Records::new(&header, self.frame.body()).zip(heads) {
             let record = record
                 .map_err(|flaw| Error::misuse(format!("a batch cannot be read back: {}", flaw.describe())))?;
             drafts.push(Draft {
                 target: target.clone(),
-                seq: *seq,
+                seq,
                 kind: record.kind,
                 version: record.version,
                 close: record.closes,
@@ -268,8 +317,7 @@ impl Encoded {
     /// Its header, but for the chain hash.
     pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
         let durability = self.durability;
-        let header =
-            self.frame.header(self.sums, count(self.heads.len()), self.time, first_position, durable_upto);
+        let header = self.frame.header(self.sums, self.count, self.time, first_position, durable_upto);
         BatchHeader { durability, ..header }
     }
 
@@ -277,15 +325,23 @@ impl Encoded {
         self.frame.body()
     }
 
-    pub(super) fn into_frame(self) -> Frame {
-        self.frame
+    /// Its bytes, and what the index wants to know of a batch that begins at this position.
+    pub(super) fn into_parts(self, first: Position) -> (Frame, Vec<Stretch>) {
+        let mut opened = StreamId(0);
+        let place = |Part { target, stretch }| {
+            let first_position = Position(first.0 + stretch.first_position.0);
+            let stream = resolve(&target, first_position, &mut opened);
+            Stretch { stream, first_position, ..stretch }
+        };
+        (self.frame, self.parts.into_iter().map(place).collect())
     }
 }
 
 impl Shared {
     /// A batch whose first record has this time, in a buffer that is not needed any more.
     pub(super) fn new(base: Time, buffer: Vec<u8>) -> Self {
-        Self { base, count: 0, durability: Durability::Buffered, frame: Frame::new(buffer) }
+        let (durability, stretches) = (Durability::Buffered, Vec::new());
+        Self { base, count: 0, durability, frame: Frame::new(buffer), stretches }
     }
 
     /// Whether so much more fits.
@@ -295,11 +351,17 @@ impl Shared {
         len <= max_len && count <= MAX_BATCH_RECORDS as usize
     }
 
-    pub(super) fn add(&mut self, drafts: &[Draft<'_>], durability: Durability) {
+    /// Puts records at the end, the first of which gets this position.
+    pub(super) fn add(&mut self, drafts: &[Draft<'_>], first: Position, durability: Durability) {
         if durability == Durability::Durable {
             self.durability = durability;
         }
-        drafts.iter().for_each(|draft| draft.encode(self.base, &mut self.frame.plain));
+        let mut opened = StreamId(0);
+        for (draft, position) in drafts.iter().zip((first.0..).map(Position)) {
+            draft.encode(self.base, &mut self.frame.plain);
+            let stream = resolve(&draft.target, position, &mut opened);
+            stretch_of(draft, position, stream).put(&mut self.stretches);
+        }
         self.count += count(drafts.len());
     }
 
@@ -319,11 +381,11 @@ impl Shared {
         first_position: Position,
         durable_upto: Position,
         compression: &Compression,
-    ) -> (BatchHeader, Frame) {
+    ) -> (BatchHeader, Frame, Vec<Stretch>) {
         self.frame.pack(self.count, self.base, compression);
         let header =
             self.frame.header(self.frame.sums(), self.count, self.base, first_position, durable_upto);
-        (BatchHeader { durability: self.durability, ..header }, self.frame)
+        (BatchHeader { durability: self.durability, ..header }, self.frame, self.stretches)
     }
 }
 
@@ -466,6 +528,33 @@ impl Guesses {
     }
 }
 
+/// What the index wants to know of a record.
+fn stretch_of(draft: &Draft<'_>, first_position: Position, stream: StreamId) -> Stretch {
+    Stretch {
+        stream,
+        opens: if let Target::Open(name) = &draft.target { Some(name_hash(name)) } else { None },
+        key: draft.key.as_deref().map(name_hash),
+        first_position,
+        first_seq: draft.seq,
+        count: 1,
+        times: (draft.time, draft.time),
+        term: draft.term.unwrap_or(0),
+        closes: draft.close,
+    }
+}
+
+/// The stream of a record at this position, in an append that has opened that one before.
+fn resolve(target: &Target, position: Position, opened: &mut StreamId) -> StreamId {
+    match target {
+        Target::Open(_) => {
+            *opened = StreamId(position.0);
+            *opened
+        }
+        Target::Opened => *opened,
+        Target::Stream(id) => *id,
+    }
+}
+
 /// How many records there are, within their limit.
 fn count(records: usize) -> u32 {
     u32::try_from(records).unwrap_or(u32::MAX)
@@ -531,12 +620,13 @@ mod tests {
         let mut take_up = |waiting: &mut Waiting| {
             let mut wrong = 0;
             let Content::Encoded(encoded) = &waiting.content else { panic!("not encoded ahead") };
-            let thought: Vec<_> = encoded.heads.iter().map(|(_, seq)| *seq).collect();
+            let thought: Vec<_> = encoded.seqs().collect();
             waiting
-                .place(|nth, _| {
-                    last += 1;
-                    wrong += usize::from(thought[nth] != Seq(last));
-                    Ok(Seq(last))
+                .place(|_, count| {
+                    let first = last + 1;
+                    last += count;
+                    wrong += thought.iter().zip(first..).filter(|(thought, seq)| thought.0 != *seq).count();
+                    Ok(Seq(first))
                 })
                 .unwrap();
             wrong

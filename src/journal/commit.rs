@@ -14,6 +14,8 @@ use std::task::{Context, Poll, Waker};
 /// How many groups go by without waiting for those who have just been answered, at most, where that
 /// was in vain before.
 const MAX_SKIPPED: u32 = 64;
+/// From how many bytes on nobody is waited for: a sync is the least part of what such a group costs.
+const LONG_GROUP_LEN: usize = 1 << 20;
 
 /// What is done for a group, by one thread at a time.
 pub(super) trait Commit {
@@ -255,6 +257,9 @@ impl<C: Commit> Commits<C> {
         let wanted = queue.before;
         if wanted < 2 || queue.waiting.len() >= wanted {
             queue.in_vain = 0;
+            return queue;
+        }
+        if queue.len >= LONG_GROUP_LEN {
             return queue;
         }
         if queue.skip > 0 {

@@ -7,9 +7,9 @@ use crate::disk::{Disk, Open, read_whole};
 use crate::error::{Place, Result};
 use crate::format::{
     BATCH_HEADER_LEN, BatchHeader, FOOTER_HEADER_LEN, Flaw, Footer, MAX_FOOTER_LEN, MAX_SEGMENT_LEN,
-    OpenStream, Records, SegmentHeader, StreamEntry, name_hash,
+    OpenStream, Records, SegmentHeader, StreamEntry, WireRecord, name_hash,
 };
-use crate::position::{Position, Seq, StreamId};
+use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
 
 /// Batches are noted by position about this often.
@@ -28,79 +28,136 @@ pub(crate) fn empty(header: &SegmentHeader, open: BTreeMap<StreamId, OpenStream>
     }
 }
 
+/// Records of one stream that stand side by side in a batch: what an index wants to know of them. Only the
+/// first of them may open its stream or have a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    pub(crate) stream: StreamId,
+    /// The hash of the stream's name.
+    pub(crate) opens: Option<u64>,
+    /// The hash of the key.
+    pub(crate) key: Option<u64>,
+    pub(crate) first_position: Position,
+    pub(crate) first_seq: Seq,
+    pub(crate) count: u64,
+    /// The earliest and the latest time.
+    pub(crate) times: (Time, Time),
+    /// The highest term; 0 where there is none.
+    pub(crate) term: u64,
+    /// Whether one of them ends the stream.
+    pub(crate) closes: bool,
+}
+
+impl Stretch {
+    fn of(record: &WireRecord<'_>) -> Self {
+        Self {
+            stream: record.stream,
+            opens: record.opens.map(name_hash),
+            key: record.key.map(name_hash),
+            first_position: record.position,
+            first_seq: record.seq,
+            count: 1,
+            times: (record.time, record.time),
+            term: record.term.unwrap_or(0),
+            closes: record.closes,
+        }
+    }
+
+    fn last_seq(&self) -> Seq {
+        Seq(self.first_seq.0 + (self.count - 1))
+    }
+
+    fn last_position(&self) -> Position {
+        Position(self.first_position.0 + (self.count - 1))
+    }
+
+    /// Puts it behind others: as one with the last of them, where it goes on with that.
+    pub(crate) fn put(self, all: &mut Vec<Self>) {
+        let last = all.last_mut().filter(|last| {
+            let begins = self.opens.is_some() || self.key.is_some();
+            last.stream == self.stream && !begins && last.last_seq().next() == Some(self.first_seq)
+        });
+        match last {
+            Some(last) => last.extend(&self),
+            None => all.push(self),
+        }
+    }
+
+    /// Takes in what goes on with it.
+    pub(crate) fn extend(&mut self, next: &Self) {
+        self.count += next.count;
+        self.times = (self.times.0.min(next.times.0), self.times.1.max(next.times.1));
+        self.term = self.term.max(next.term);
+        self.closes |= next.closes;
+    }
+}
+
+/// The stretches of a body, as far as it is made of records.
+pub(crate) fn stretches(header: &BatchHeader, body: &[u8]) -> Vec<Stretch> {
+    let mut all = Vec::new();
+    Records::new(header, body).flatten().for_each(|record| Stretch::of(&record).put(&mut all));
+    all
+}
+
 /// Adds a batch that stands at `offset`. A body that is not made of records changes nothing.
 pub(crate) fn add(index: &mut Footer, offset: u64, header: &BatchHeader, body: &[u8]) -> Result<(), Flaw> {
     if let Some(flaw) = Records::new(header, body).find_map(Result::err) {
         return Err(flaw);
     }
-    add_whole(index, offset, header, body)
+    add_stretches(index, offset, header, &stretches(header, body))
 }
 
-/// The same for a body that is known to be made of records.
-pub(crate) fn add_whole(
+/// The same for a batch whose stretches are known.
+pub(crate) fn add_stretches(
     index: &mut Footer,
     offset: u64,
     header: &BatchHeader,
-    body: &[u8],
+    stretches: &[Stretch],
 ) -> Result<(), Flaw> {
     let at = u32::try_from(offset).map_err(|_| Flaw::Limit("a batch stands beyond 4 GiB"))?;
-    let before = index.records;
-    let mut records = Records::new(header, body).flatten().peekable();
-    while let Some(first) = records.next() {
+    if stretches.iter().map(|stretch| stretch.count).sum::<u64>() != u64::from(header.count) {
+        return Err(Flaw::Garbage("the batch has other records than its header says"));
+    }
+    for stretch in stretches {
+        let (last_seq, last_position) = (stretch.last_seq(), stretch.last_position());
         if index.records == 0 {
-            (index.min_time, index.max_time) = (first.time, first.time);
+            (index.min_time, index.max_time) = stretch.times;
         }
-        if let Some(name) = first.opens {
-            insert_sorted(&mut index.names, (name_hash(name), first.stream));
+        index.records += stretch.count;
+        index.min_time = index.min_time.min(stretch.times.0);
+        index.max_time = index.max_time.max(stretch.times.1);
+        index.term = index.term.max(stretch.term);
+        if let Some(name) = stretch.opens {
+            insert_sorted(&mut index.names, (name, stretch.stream));
             let open = OpenStream { last_seq: Seq::ZERO, last_position: Position::ZERO, term: 0 };
-            index.open.insert(first.stream, open);
+            index.open.insert(stretch.stream, open);
         }
-        let entry = index.streams.entry(first.stream).or_insert_with(|| StreamEntry {
-            first_seq: first.seq,
-            last_seq: first.seq,
-            last_position: first.position,
+        if let Some(key) = stretch.key {
+            index.keys.insert((key, stretch.first_position));
+        }
+        let entry = index.streams.entry(stretch.stream).or_insert_with(|| StreamEntry {
+            first_seq: stretch.first_seq,
+            last_seq,
+            last_position,
             term: 0,
             closed: false,
             batches: Vec::new(),
         });
         if entry.batches.last().is_none_or(|(last, _)| *last != at) {
-            entry.batches.push((at, first.seq));
+            entry.batches.push((at, stretch.first_seq));
         }
-        let mut open = index.open.get_mut(&first.stream);
-        let mut closed = false;
-        let mut record = first;
-        // Records of one stream mostly stand side by side.
-        loop {
-            let term = record.term.unwrap_or(0);
-            index.records += 1;
-            index.min_time = index.min_time.min(record.time);
-            index.max_time = index.max_time.max(record.time);
-            index.term = index.term.max(term);
-            (entry.last_seq, entry.last_position) = (record.seq, record.position);
-            entry.term = entry.term.max(term);
-            if let Some(open) = open.as_mut().filter(|_| !closed) {
-                (open.last_seq, open.last_position) = (record.seq, record.position);
-                open.term = open.term.max(term);
-            }
-            closed |= record.closes;
-            if let Some(key) = record.key {
-                index.keys.insert((name_hash(key), record.position));
-            }
-            match records.next_if(|next| next.stream == first.stream && next.opens.is_none()) {
-                Some(next) => record = next,
-                None => break,
-            }
-        }
-        entry.closed |= closed;
-        if closed {
-            index.open.remove(&first.stream);
+        (entry.last_seq, entry.last_position) = (last_seq, last_position);
+        entry.term = entry.term.max(stretch.term);
+        entry.closed |= stretch.closes;
+        if stretch.closes {
+            index.open.remove(&stretch.stream);
+        } else if let Some(open) = index.open.get_mut(&stretch.stream) {
+            (open.last_seq, open.last_position) = (last_seq, last_position);
+            open.term = open.term.max(stretch.term);
         }
     }
     if index.positions.last().is_none_or(|(_, last)| offset - last >= POSITION_STRIDE) {
         index.positions.push((header.first_position, offset));
-    }
-    if index.records - before != u64::from(header.count) {
-        return Err(Flaw::Garbage("the batch has other records than its header says"));
     }
     index.batches += 1;
     index.last_position = header.last_position();

@@ -1,6 +1,6 @@
 //! What a process knows of the journal: where the durable end is, and what stands where.
 
-use super::index;
+use super::index::{self, Stretch};
 use super::keys::Keys;
 use super::mark::MarkView;
 use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
@@ -208,12 +208,10 @@ impl View {
     }
 
     /// Adds a batch that this process has just made durable.
-    pub(crate) fn added(&mut self, offset: u64, header: &BatchHeader, body: &[u8]) -> Result<()> {
-        index::add_whole(&mut self.index, offset, header, body).map_err(|flaw| {
-            Error::new(
-                ErrorKind::Misuse,
-                format!("a batch of one's own cannot be read back: {}", flaw.describe()),
-            )
+    pub(crate) fn added(&mut self, offset: u64, header: &BatchHeader, stretches: &[Stretch]) -> Result<()> {
+        index::add_stretches(&mut self.index, offset, header, stretches).map_err(|flaw| {
+            let message = format!("a batch of one's own is not what it was made of: {}", flaw.describe());
+            Error::new(ErrorKind::Misuse, message)
         })?;
         self.spot = Spot {
             offset: offset + header.frame_len(),

@@ -22,6 +22,9 @@
 //!
 //! Events have 256 bytes (`w2-4k`: 4 KiB), random ones unless they are JSON, and belong to a stream each.
 //!
+//! Before what writes is measured, a file of about that length is written and removed: a virtual machine may have
+//! given memory that it does not use back to its host, and a page of that takes ten times as long.
+//!
 //! * `w1`, `w2-8`, `w2`, `w2-4k`, `w8`: writers in threads, one handle; each event is durable before its writer
 //!   goes on. Each writer has streams of its own: one, or with `w8` its share of 10,000.
 //! * `w2-async`, `w2-tickets`: 64 tasks of a runtime with two threads; 64 tickets in flight on two threads.

@@ -7,6 +7,7 @@ use crate::table::{FIGURE, Sample};
 use crate::workload::{EVENT_LEN, Workload};
 use crate::{Args, Result};
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,9 @@ use tempfile::TempDir;
 
 /// How many bytes an event takes in the limit's log: what the sizes of `flat` are reckoned with.
 const FRAME_LEN: u64 = EVENT_LEN as u64 + 17;
+
+/// More than single appends write in a second or two.
+const APPENDED_LEN: u64 = 1 << 30;
 
 /// What was measured, and what could not be.
 #[derive(Debug, Default)]
@@ -73,8 +77,22 @@ pub(crate) fn cell_args(args: &Args, cell: Cell, workload: Workload, kind: Kind,
     line
 }
 
+/// Has the page cache ready for as much as a measurement writes. A virtual machine may have given the memory that
+/// it did not use back to its host, and each page of it takes ten times as long then: that would be charged to
+/// whoever writes new files, and not to whoever wrote them before.
+fn warm_up_memory(len: u64) -> Result<()> {
+    let mut file = tempfile::tempfile_in(root())?;
+    let piece = vec![1; 1 << 20];
+    (0..len >> 20).try_for_each(|_| Ok(file.write_all(&piece)?))
+}
+
 fn run(args: &Args, cell: Cell, workload: Workload, kind: Kind, dir: &Path) -> Result<Vec<(String, f64)>> {
     eprintln!("{} {} {cell:?}", workload.word(), kind.word());
+    match cell {
+        Cell::Append => warm_up_memory(APPENDED_LEN)?,
+        Cell::Fill => warm_up_memory(args.events * 3 * EVENT_LEN as u64)?,
+        Cell::Open | Cell::Scan | Cell::Read | Cell::Kill | Cell::Flat => {}
+    }
     let line = cell_args(args, cell, workload, kind, dir);
     let output = Command::new(std::env::current_exe()?).args(line).stderr(Stdio::inherit()).output()?;
     let killed = output.status.signal() == Some(9);

@@ -19,7 +19,8 @@ impl Core {
         let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
         let mut names = Vec::new();
         let expected = append.conditions.expected;
-        append.place(|nth, target| {
+        let mut first = true;
+        append.place(|target, count| {
             let seq = match target {
                 Target::Open(name) => {
                     let taken = group.names.contains(name) || names.contains(name);
@@ -28,13 +29,13 @@ impl Core {
                         return Err(Error::conflict_of(Conflict::Exists, format!("{name} exists already")));
                     }
                     names.push(name.clone());
-                    opened = Some(Seq(1));
+                    opened = Some(Seq(count));
                     Seq(1)
                 }
                 Target::Opened => {
                     let last = opened.ok_or_else(|| Error::misuse("no stream was opened in this batch"))?;
                     let seq = next_seq(last)?;
-                    opened = Some(seq);
+                    opened = Some(Seq(last.0 + count));
                     seq
                 }
                 Target::Stream(id) => {
@@ -52,16 +53,19 @@ impl Core {
                         }
                     };
                     let seq = next_seq(last)?;
-                    current = Some((*id, seq));
+                    // There is none behind the last.
+                    let last = next_seq(Seq(last.0.saturating_add(count - 1)))?;
+                    current = Some((*id, last));
                     seq
                 }
             };
-            if let Some(expected) = expected.filter(|e| nth == 0 && *e != seq) {
+            let is_first = std::mem::take(&mut first);
+            if let Some(expected) = expected.filter(|e| is_first && *e != seq) {
                 let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
                 return Err(Error::conflict_of(Conflict::Sequence { expected, found: seq }, message)
                     .hint("Another process has written to it; nothing of this append was."));
             }
-            last_seq = seq;
+            last_seq = Seq(seq.0 + (count - 1));
             Ok(seq)
         })?;
         if let Some(id) = append.must_be_open {

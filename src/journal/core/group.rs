@@ -6,6 +6,7 @@ use crate::format::{BatchHeader, Digest, Phase, SEGMENT_DATA_START, Target};
 use crate::journal::Receipt;
 use crate::journal::append::{Content, Frame, Shared, Waiting};
 use crate::journal::compression::Compression;
+use crate::journal::index::{Stretch, stretches};
 use crate::journal::recovery::chain_at;
 use crate::journal::segment::{Segment, Spot};
 use crate::observe;
@@ -15,10 +16,8 @@ use std::sync::Arc;
 
 /// The most bytes written before a sync.
 const MAX_GROUP_LEN: u64 = 16 << 20;
-/// From which length on a batch is written by a call of its own instead of being copied.
-const LONG_FRAME_LEN: u64 = 64 << 10;
-/// How much is copied together for one write.
-const MAX_COPIED_LEN: usize = 512 << 10;
+/// How much is written by one call, unless a single batch is longer.
+const MAX_WRITE_LEN: usize = 512 << 10;
 /// The longest buffer that is kept for the next group.
 const MAX_KEPT_LEN: usize = 256 << 10;
 
@@ -44,6 +43,7 @@ struct Batch {
     offset: u64,
     header: BatchHeader,
     frame: Frame,
+    stretches: Vec<Stretch>,
     members: Vec<Member>,
 }
 
@@ -78,19 +78,25 @@ impl Group {
     }
 
     /// Puts a batch at the end.
-    fn push(&mut self, spot: &Spot, mut header: BatchHeader, frame: Frame, members: Vec<Member>) {
+    fn push(
+        &mut self,
+        spot: &Spot,
+        mut header: BatchHeader,
+        (frame, stretches): (Frame, Vec<Stretch>),
+        members: Vec<Member>,
+    ) {
         header.chain = header.expected_chain(&self.end(spot).1);
         let offset = spot.offset + self.len;
         self.len += header.frame_len();
-        self.batches.push(Batch { offset, header, frame, members });
+        self.batches.push(Batch { offset, header, frame, stretches, members });
     }
 
     /// Ends the batch that is being put together.
     fn close(&mut self, spot: &Spot, compression: &Compression) -> Result<()> {
         let Some((shared, members)) = self.shared.take() else { return Ok(()) };
         let first = next(self.end(spot).0)?;
-        let (header, frame) = shared.close(first, spot.position, compression);
-        self.push(spot, header, frame, members);
+        let (header, frame, stretches) = shared.close(first, spot.position, compression);
+        self.push(spot, header, (frame, stretches), members);
         Ok(())
     }
 }
@@ -177,12 +183,12 @@ impl Core {
                 let (shared, members) = group
                     .shared
                     .get_or_insert_with(|| (Shared::new(base, std::mem::take(buffer)), Vec::new()));
-                shared.add(&drafts, append.durability);
+                shared.add(&drafts, first, append.durability);
                 members.push(member);
             }
             Content::Encoded(encoded) => {
                 let header = encoded.header(first, spot.position);
-                group.push(&spot, header, encoded.into_frame(), vec![member]);
+                group.push(&spot, header, encoded.into_parts(first), vec![member]);
             }
         }
         Ok(())
@@ -231,7 +237,8 @@ impl Core {
     fn note(&mut self, batches: Vec<Batch>) -> Result<()> {
         self.guard(|core| {
             for batch in batches {
-                core.view()?.added(batch.offset, &batch.header, batch.frame.body())?;
+                debug_assert_eq!(batch.stretches, stretches(&batch.header, batch.frame.body()));
+                core.view()?.added(batch.offset, &batch.header, &batch.stretches)?;
                 let buffer = batch.frame.into_buffer();
                 if core.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
                     core.buffer = buffer;
@@ -250,35 +257,28 @@ fn take_or_copy(error: &mut Option<Error>) -> Error {
     error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"))
 }
 
-/// Writes a group with few calls: long batches as they are, others copied together, not more at once than
-/// stays near the processor.
+/// Writes a group with few calls, each with not much more than stays near the processor.
 fn write(segment: &Segment, start: u64, batches: &mut [Batch]) -> Result<()> {
     let site = segment.header.site();
-    let (mut at, mut buffer) = (start, Vec::new());
-    let alone = batches.len() == 1;
-    let flush = |buffer: &mut Vec<u8>, at: &mut u64| {
-        if !buffer.is_empty() {
-            segment.file.write_at(buffer, *at)?;
-            if buffer.len() >= MAX_COPIED_LEN / 2 {
-                segment.file.begin_writing_back(*at, buffer.len() as u64);
-            }
-            *at += buffer.len() as u64;
-            buffer.clear();
+    let sealed = batches.iter_mut().map(|batch| batch.frame.sealed(&batch.header, &site, batch.offset));
+    let (mut at, mut len, mut parts) = (start, 0, Vec::new());
+    for bytes in sealed {
+        if len + bytes.len() > MAX_WRITE_LEN && !parts.is_empty() {
+            write_parts(segment, at, &parts)?;
+            // What is still to come takes a while.
+            segment.file.begin_writing_back(at, len as u64);
+            at += len as u64;
+            (len, parts) = (0, Vec::new());
         }
-        Ok(())
-    };
-    for batch in batches {
-        let bytes = batch.frame.sealed(&batch.header, &site, batch.offset);
-        let long = alone || bytes.len() as u64 >= LONG_FRAME_LEN;
-        if long || buffer.len() + bytes.len() > MAX_COPIED_LEN {
-            flush(&mut buffer, &mut at)?;
-        }
-        if long {
-            segment.file.write_at(bytes, at)?;
-            at += bytes.len() as u64;
-        } else {
-            buffer.extend_from_slice(bytes);
-        }
+        len += bytes.len();
+        parts.push(bytes);
     }
-    flush(&mut buffer, &mut at)
+    write_parts(segment, at, &parts)
+}
+
+fn write_parts(segment: &Segment, at: u64, parts: &[&[u8]]) -> Result<()> {
+    match parts {
+        [one] => segment.file.write_at(one, at),
+        several => segment.file.write_parts_at(several, at),
+    }
 }
