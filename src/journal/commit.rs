@@ -24,9 +24,8 @@ pub(super) trait Commit {
     /// What becomes of it.
     type Answer: Debug;
 
-    /// Commits a group, and hands an answer for each over, in order, as soon as all of them are known:
-    /// what is still to be done then need not be waited for by those who are answered.
-    fn commit(&mut self, group: Vec<Self::Append>, answer: &mut dyn FnMut(Vec<Self::Answer>));
+    /// Commits a group. Gives an answer for each, in order.
+    fn commit(&mut self, group: Vec<Self::Append>) -> Vec<Self::Answer>;
 
     /// Bytes that it keeps in memory while it waits.
     fn len(append: &Self::Append) -> usize;
@@ -219,28 +218,20 @@ impl<C: Commit> Commits<C> {
         (queue.len, queue.before) = (0, appends.len());
         drop(queue);
         let count = appends.len();
-        let mut given = false;
-        let mut answer = |answers: Vec<C::Answer>| {
-            given = true;
-            C::answered(count);
-            group.answer(answers);
-        };
-        {
-            let mut core = hold(&self.core);
-            // A bug must not keep anybody waiting for ever, and what is behind the queue has to tell by
-            // itself what is left of it.
-            let _ = catch_unwind(AssertUnwindSafe(|| core.commit(appends, &mut answer)));
-        }
-        if !given {
-            C::answered(count);
-            group.answer(Vec::new());
-        }
+        // A bug must not keep anybody waiting for ever, and what is behind the queue has to tell by itself
+        // what is left of it.
+        let answers = catch_unwind(AssertUnwindSafe(|| hold(&self.core).commit(appends))).unwrap_or_default();
+        C::answered(count);
+        // Whoever leads next goes on while all those are woken, which takes about as long as a short sync.
         let mut queue = hold(&self.queue);
         queue.leading = false;
-        if queue.turns_wanted > 0 {
+        let next = queue.turns_wanted > 0;
+        drop(queue);
+        if next {
             self.changed.notify_all();
         }
-        queue
+        group.answer(answers);
+        hold(&self.queue)
     }
 
     /// Waits until whoever leads is done.
@@ -333,7 +324,7 @@ mod tests {
         type Append = u32;
         type Answer = Told;
 
-        fn commit(&mut self, group: Vec<u32>, answer: &mut dyn FnMut(Vec<Told>)) {
+        fn commit(&mut self, group: Vec<u32>) -> Vec<Told> {
             assert!(!group.is_empty(), "nobody leads for nothing");
             // Others hand in meanwhile.
             thread::yield_now();
@@ -347,8 +338,8 @@ mod tests {
                 answers.push(if self.poisoned { Told::Poisoned } else { Told::At(self.committed.len()) });
                 self.committed.extend((!self.poisoned).then_some(append));
             }
-            answer(answers);
             thread::yield_now();
+            answers
         }
 
         fn len(append: &u32) -> usize {

@@ -229,8 +229,8 @@ impl Commit for Core {
     type Append = Waiting;
     type Answer = Answer;
 
-    fn commit(&mut self, group: Vec<Waiting>, answer: &mut dyn FnMut(Vec<Answer>)) {
-        Self::commit(self, group, answer);
+    fn commit(&mut self, group: Vec<Waiting>) -> Vec<Answer> {
+        Self::commit(self, group)
     }
 
     fn len(append: &Waiting) -> usize {

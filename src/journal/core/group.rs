@@ -102,8 +102,8 @@ impl Group {
 }
 
 impl Core {
-    /// Commits as many groups as it takes, and answers as soon as the last one is durable.
-    pub(in crate::journal) fn commit(&mut self, appends: Vec<Waiting>, answer: &mut dyn FnMut(Vec<Answer>)) {
+    /// Commits as many groups as it takes, and answers each.
+    pub(in crate::journal) fn commit(&mut self, appends: Vec<Waiting>) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = Vec::new();
         answers.resize_with(appends.len(), || None);
         let result = self.locked(|core, _| {
@@ -117,20 +117,12 @@ impl Core {
                     tell(i, Err(error));
                 }
             }
-            let batches = core.make_durable(&mut group, &mut tell)?;
-            if answers.iter().all(Option::is_some) {
-                answer(answers.drain(..).flatten().collect());
-            }
-            core.note(batches)
+            core.flush(&mut group, &mut tell)
         });
-        if !answers.is_empty() {
-            // Whoever has no answer by now shares the fate of the turn as a whole.
-            let mut shared = result.err();
-            let all =
-                answers.into_iter().map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared))));
-            answer(all.collect());
-        }
         self.told.bell.ring();
+        // Whoever has no answer by now shares the fate of the turn as a whole.
+        let mut shared = result.err();
+        answers.into_iter().map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared)))).collect()
     }
 
     /// Checks an append and adds it to the group, rolling first where it does not fit.
