@@ -139,31 +139,55 @@ impl Directory {
         if noted.points.is_empty() {
             return Ok(Found::Within(place));
         }
-        if !self.open.contains_key(&segment) {
-            let Ok(opened) = view.open(segment, Open::Read) else { return Ok(Found::Within(place)) };
-            if self.open.len() >= KEPT_OPEN {
-                self.open.clear();
-            }
-            self.open.insert(segment, opened);
-        }
-        let Some(segment) = self.open.get(&segment) else { return Ok(Found::Within(place)) };
+        let Some(segment) = opened(&mut self.open, view, segment) else { return Ok(Found::Within(place)) };
         // Whatever is not as it was noted is told by who reads the whole batch.
         let found = noted.read(segment, (id, seq), &mut self.buffer)?;
         Ok(found.map_or(Found::Within(place), Found::Record))
     }
 
-    /// Notes what stands in a batch that was [found](Self::find), and is made of records.
-    pub(super) fn note(&mut self, id: StreamId, place: BatchPlace, header: &BatchHeader, body: &[u8]) {
+    /// Reads a batch that was [found](Self::find), gives the record that was looked for, and notes where others
+    /// stand. `None` where anything is not as it should be, or has to be decoded first.
+    pub(super) fn learn(
+        &mut self,
+        view: &View,
+        place: BatchPlace,
+        (id, seq): (StreamId, Seq),
+    ) -> Result<Option<RawRecord>> {
+        let Some(segment) = opened(&mut self.open, view, place.segment) else { return Ok(None) };
+        let mut head = [0; BATCH_HEADER_LEN];
+        let read = segment.file.read_at(&mut head, place.offset)?;
+        let Ok(header) = BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) else {
+            return Ok(None);
+        };
+        let len = header.body_len as usize;
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+        let body = &mut self.buffer[..len];
+        let read = segment.file.read_at(body, place.offset + BATCH_HEADER_LEN as u64)?;
         let parts = self.streams.get_mut(&id).map(|stream| &mut stream.parts);
         let part = parts.and_then(|parts| parts.iter_mut().find(|part| part.segment == place.segment));
         let noted =
             part.and_then(|part| part.batches.iter_mut().find(|b| u64::from(b.offset) == place.offset));
-        if let Some(noted) = noted {
-            // Numbers that are out of proportion are those of a hostile writer: it is read as a whole.
-            let _ = noted.learn(id, header, body);
-            self.len += size_of_val(&*noted.points);
+        if read < len || header.codec != Codec::None || crc32fast::hash(body) != header.body_crc {
+            return Ok(None);
         }
+        let Some(noted) = noted else { return Ok(None) };
+        let found = noted.learn((id, seq), &header, body);
+        self.len += size_of_val(&*noted.points);
+        Ok(found)
     }
+}
+
+/// A segment, opened now or before.
+fn opened<'o>(open: &'o mut BTreeMap<u64, Segment>, view: &View, number: u64) -> Option<&'o Segment> {
+    if !open.contains_key(&number) {
+        if open.len() >= KEPT_OPEN {
+            open.clear();
+        }
+        open.insert(number, view.open(number, Open::Read).ok()?);
+    }
+    open.get(&number)
 }
 
 impl Stream {
@@ -221,7 +245,7 @@ impl Part {
 
     /// The batch that would have the record with this sequence.
     fn with(&mut self, seq: Seq) -> Option<&mut Noted> {
-        let nth = self.batches.partition_point(|noted| noted.first_seq <= seq).checked_sub(1)?;
+        let nth = last_not_behind(self.batches.len(), seq.0, |nth| self.batches[nth].first_seq.0)?;
         self.batches.get_mut(nth)
     }
 }
@@ -232,15 +256,15 @@ impl Noted {
         Self { offset, first_seq, points, end, time: Time::default(), first_position: Position::ZERO, opens }
     }
 
-    fn learn(&mut self, id: StreamId, header: &BatchHeader, body: &[u8]) -> Option<()> {
+    /// Notes where the records of a stream stand in a body, and gives the one with this sequence.
+    fn learn(&mut self, (id, seq): (StreamId, Seq), header: &BatchHeader, body: &[u8]) -> Option<RawRecord> {
         let (mut points, mut at) = (Vec::<Point>::new(), 0);
-        let (mut opens, mut end) = (false, 0);
-        // What has no checksum of its own, or has to be decoded, is nothing without its batch.
-        if header.codec != Codec::None {
-            return None;
-        }
+        let (mut opens, mut end, mut found) = (false, 0, None);
         let mut records = Records::new(header, body);
-        while let Some(Ok(record)) = records.next() {
+        while let Some(record) = records.next() {
+            let record = record.ok()?;
+            // What has no checksum of its own is nothing without its batch. Numbers that are out of proportion
+            // are those of a hostile writer: it is read as a whole each time.
             if !records.last_has_checksum() {
                 return None;
             }
@@ -248,6 +272,9 @@ impl Noted {
             if record.stream == id {
                 opens |= record.opens.is_some();
                 end = behind;
+                if record.seq == seq && found.is_none() {
+                    found = Some(RawRecord::of(&record));
+                }
                 if points.last().is_none_or(|last| at - last.offset >= STRIDE) {
                     let seqs = u16::try_from(record.seq.0.checked_sub(self.first_seq.0)?).ok()?;
                     let records = u16::try_from(record.position.0 - header.first_position.0).ok()?;
@@ -258,23 +285,13 @@ impl Noted {
         }
         (self.points, self.end, self.opens) = (points.into(), end, opens);
         (self.time, self.first_position) = (header.time, header.first_position);
-        Some(())
+        found
     }
 
-    /// The last point that is not behind a sequence. Mostly records are about as long as each other.
+    /// The last point that is not behind a sequence.
     fn nearest(&self, seq: Seq) -> Option<usize> {
         let seqs = seq.0.checked_sub(self.first_seq.0)?;
-        let not_behind = |point: &Point| u64::from(point.seqs) <= seqs;
-        let last = self.points.last()?;
-        let guess = (seqs.saturating_mul(self.points.len() as u64 - 1))
-            .checked_div(u64::from(last.seqs))
-            .unwrap_or(0);
-        let guess = usize::try_from(guess).unwrap_or(usize::MAX).min(self.points.len() - 1);
-        if not_behind(&self.points[guess]) && self.points.get(guess + 1).is_none_or(|next| !not_behind(next))
-        {
-            return Some(guess);
-        }
-        self.points.partition_point(not_behind).checked_sub(1)
+        last_not_behind(self.points.len(), seqs, |nth| u64::from(self.points[nth].seqs))
     }
 
     /// Reads the record with this sequence, if it stands where it would, and matches its checksum.
@@ -310,9 +327,57 @@ impl Noted {
     }
 }
 
+/// The last of so many ascending numbers that is not above `wanted`. Mostly they are about as far from each other,
+/// so that the first look finds it: each look at another one is a wait for memory.
+fn last_not_behind(count: usize, wanted: u64, number: impl Fn(usize) -> u64) -> Option<usize> {
+    let last = count.checked_sub(1)?;
+    let (low, high) = (number(0), number(last));
+    if wanted < low {
+        return None;
+    }
+    if wanted >= high {
+        return Some(last);
+    }
+    let share = u128::from(wanted - low) * last as u128 / u128::from(high - low);
+    let guess = usize::try_from(share).unwrap_or(last);
+    let (mut from, mut to) = (0, last);
+    for guess in [guess, guess.saturating_sub(1), guess + 1] {
+        if number(guess) > wanted {
+            to = to.min(guess);
+        } else if number(guess + 1) > wanted {
+            return Some(guess);
+        } else {
+            from = from.max(guess + 1);
+        }
+    }
+    // Not behind at `from`, behind at `to`.
+    while to - from > 1 {
+        let middle = from.midpoint(to);
+        if number(middle) > wanted {
+            to = middle;
+        } else {
+            from = middle;
+        }
+    }
+    Some(from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_last_that_is_not_behind_is_found_however_they_lie(
+            mut numbers in prop::collection::vec(prop_oneof![0..40_u64, 0..5_000_u64, any::<u64>()], 0..60),
+            wanted in prop_oneof![0..50_u64, 0..6_000_u64, any::<u64>()],
+        ) {
+            numbers.sort_unstable();
+            let found = last_not_behind(numbers.len(), wanted, |nth| numbers[nth]);
+            prop_assert_eq!(found, numbers.partition_point(|number| *number <= wanted).checked_sub(1));
+        }
+    }
 
     #[test]
     fn what_is_dropped_is_what_was_counted_until_nothing_is_left() {

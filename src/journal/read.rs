@@ -418,6 +418,9 @@ impl ReadHandle {
             Found::Nothing => return Ok(Ok(None)),
             Found::Within(place) => place,
         };
+        if let Some(record) = self.directory.learn(view, place, (id, seq))? {
+            return Ok(Ok(Some(record)));
+        }
         let (header, body) = match self.batch(place)? {
             Ok(found) => found,
             Err(damage) => return Ok(Err(damage)),
@@ -426,7 +429,6 @@ impl ReadHandle {
             Ok(batch) => batch,
             Err(damage) => return Ok(Err(damage)),
         };
-        self.directory.note(id, place, &header, &body);
         let mut records = batch.into_iter().flatten();
         Ok(Ok(records.find(|record| record.stream == id && record.seq == seq).map(|r| RawRecord::of(&r))))
     }
