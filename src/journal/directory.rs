@@ -52,6 +52,8 @@ struct Part {
     first_seq: Seq,
     /// Its batches, as far as they are known.
     batches: Vec<Noted>,
+    /// The first sequence of the last one.
+    last_first_seq: Seq,
     /// Whether that is all of them.
     whole: bool,
 }
@@ -63,6 +65,8 @@ struct Noted {
     first_seq: Seq,
     /// Records of the stream, some way apart; none where it was not read yet.
     points: Box<[Point]>,
+    /// The sequences before the last of them.
+    last_seqs: u16,
     /// Where the last one ends, from the beginning of the body.
     end: u32,
     time: Time,
@@ -211,7 +215,8 @@ impl Stream {
 
     fn meet(&mut self, segment: u64, first_seq: Seq) {
         if self.parts.last().is_none_or(|last| last.segment < segment) {
-            self.parts.push(Part { segment, first_seq, batches: Vec::new(), whole: false });
+            let (batches, last_first_seq) = (Vec::new(), first_seq);
+            self.parts.push(Part { segment, first_seq, batches, last_first_seq, whole: false });
         }
     }
 }
@@ -234,6 +239,7 @@ impl Part {
             extend(view.sealed(self.segment)?.streams.get(&id));
             self.whole = true;
         }
+        self.last_first_seq = self.batches.last().map_or(self.first_seq, |last| last.first_seq);
         Ok((self.batches.len() - known) * size_of::<Noted>())
     }
 
@@ -245,15 +251,17 @@ impl Part {
 
     /// The batch that would have the record with this sequence.
     fn with(&mut self, seq: Seq) -> Option<&mut Noted> {
-        let nth = last_not_behind(self.batches.len(), seq.0, |nth| self.batches[nth].first_seq.0)?;
+        let ends = (self.first_seq.0, self.last_first_seq.0);
+        let nth = last_not_behind(self.batches.len(), ends, seq.0, |nth| self.batches[nth].first_seq.0)?;
         self.batches.get_mut(nth)
     }
 }
 
 impl Noted {
     fn new(offset: u32, first_seq: Seq) -> Self {
-        let (points, end, opens) = (Box::default(), 0, false);
-        Self { offset, first_seq, points, end, time: Time::default(), first_position: Position::ZERO, opens }
+        let (points, last_seqs, end, opens) = (Box::default(), 0, 0, false);
+        let (time, first_position) = (Time::default(), Position::ZERO);
+        Self { offset, first_seq, points, last_seqs, end, time, first_position, opens }
     }
 
     /// Notes where the records of a stream stand in a body, and gives the one with this sequence.
@@ -283,6 +291,7 @@ impl Noted {
             }
             at = behind;
         }
+        self.last_seqs = points.last().map_or(0, |last| last.seqs);
         (self.points, self.end, self.opens) = (points.into(), end, opens);
         (self.time, self.first_position) = (header.time, header.first_position);
         found
@@ -291,7 +300,8 @@ impl Noted {
     /// The last point that is not behind a sequence.
     fn nearest(&self, seq: Seq) -> Option<usize> {
         let seqs = seq.0.checked_sub(self.first_seq.0)?;
-        last_not_behind(self.points.len(), seqs, |nth| u64::from(self.points[nth].seqs))
+        let ends = (0, u64::from(self.last_seqs));
+        last_not_behind(self.points.len(), ends, seqs, |nth| u64::from(self.points[nth].seqs))
     }
 
     /// Reads the record with this sequence, if it stands where it would, and matches its checksum.
@@ -327,11 +337,16 @@ impl Noted {
     }
 }
 
-/// The last of so many ascending numbers that is not above `wanted`. Mostly they are about as far from each other,
-/// so that the first look finds it: each look at another one is a wait for memory.
-fn last_not_behind(count: usize, wanted: u64, number: impl Fn(usize) -> u64) -> Option<usize> {
+/// The last of so many ascending numbers, of which the first and the last are given, that is not above `wanted`.
+/// Mostly they are about as far from each other, so that the first look finds it: each look at another one is a
+/// wait for memory.
+fn last_not_behind(
+    count: usize,
+    (low, high): (u64, u64),
+    wanted: u64,
+    number: impl Fn(usize) -> u64,
+) -> Option<usize> {
     let last = count.checked_sub(1)?;
-    let (low, high) = (number(0), number(last));
     if wanted < low {
         return None;
     }
@@ -374,7 +389,8 @@ mod tests {
             wanted in prop_oneof![0..50_u64, 0..6_000_u64, any::<u64>()],
         ) {
             numbers.sort_unstable();
-            let found = last_not_behind(numbers.len(), wanted, |nth| numbers[nth]);
+            let ends = (numbers.first().copied().unwrap_or(0), numbers.last().copied().unwrap_or(0));
+            let found = last_not_behind(numbers.len(), ends, wanted, |nth| numbers[nth]);
             prop_assert_eq!(found, numbers.partition_point(|number| *number <= wanted).checked_sub(1));
         }
     }
@@ -386,7 +402,7 @@ mod tests {
             let part = |segment: u64| {
                 let mut batches: Vec<_> = (0..id).map(|n| Noted::new(1_024 + 9 * n, Seq(1))).collect();
                 batches[0].points = vec![Point { offset: 0, records: 0, seqs: 0 }; 3].into();
-                Part { segment, first_seq: Seq(1), batches, whole: true }
+                Part { segment, first_seq: Seq(1), batches, last_first_seq: Seq(1), whole: true }
             };
             let parts = vec![part(1), part(2), part(3)];
             directory.len += parts.iter().map(|part| part.len() + size_of::<Part>()).sum::<usize>();
