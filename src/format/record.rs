@@ -498,6 +498,44 @@ mod tests {
     }
 
     #[test]
+    fn records_without_their_checksums_are_the_same_but_for_four_bytes_each() {
+        let bare = [
+            plain(0, &[]),
+            plain(2 | 4, &[]),
+            plain(8 | 16 | 32, b"\x05\x03key\xac\x02"),
+            opening(b"a name"),
+            [&[0xac, 2, 11, 12, 0, 7, 6, 20][..], &[b'p'; 300]].concat(),
+            plain(0, &[]),
+        ];
+        // The last has none before either.
+        let full = |nth: usize| {
+            let (head, payload) = bare[nth].split_at(bare[nth].len() - if nth == 4 { 300 } else { 2 });
+            let mut head = head.to_vec();
+            head[if nth == 4 { 4 } else { 3 }] |= 64;
+            let crc = crc32fast::hash(&[&head, payload].concat()).to_le_bytes();
+            [&head, &crc[..], payload].concat()
+        };
+        let body: Vec<u8> = [(0..5).flat_map(full).collect(), bare[5].clone()].concat();
+        let count = bare.len() as u32;
+        let mut out = b"before".to_vec();
+        assert_eq!(without_checksums(count, Time(BASE), &body, &mut out), Some(()));
+        assert_eq!(out, [b"before", &bare.concat()[..]].concat());
+        // What each record says is the same.
+        assert_eq!(walk(count, &bare.concat()), walk(count, &body));
+        let header = header(count);
+        let (mut with, mut without) = (Records::new(&header, &body), Records::new(&header, &out[6..]));
+        for nth in 0..bare.len() {
+            assert!(with.next().is_some() && without.next().is_some());
+            assert_eq!((with.last_has_checksum(), without.last_has_checksum()), (nth < 5, false), "{nth}");
+        }
+        // Another count, or half a record, is no body.
+        for (count, len) in [(count - 1, body.len()), (count + 1, body.len()), (count, body.len() - 1)] {
+            assert_eq!(without_checksums(count, Time(BASE), &body[..len], &mut Vec::new()), None);
+        }
+        assert_eq!(without_checksums(0, Time(BASE), &[], &mut Vec::new()), Some(()));
+    }
+
+    #[test]
     fn drafts_are_written_as_the_format_says() {
         let draft = |target, seq, time| Draft {
             target,
