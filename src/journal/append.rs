@@ -63,7 +63,7 @@ pub(super) enum Content {
     /// To be encoded behind those of others, with at most so many bytes.
     Loose(Vec<Draft<'static>>, usize),
     /// A batch of its own, encoded before anybody's turn.
-    Encoded(Encoded),
+    Encoded(Box<Encoded>),
 }
 
 /// A batch whose body is there, with the sequences that it is thought to get.
@@ -160,7 +160,8 @@ impl Waiting {
             Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
         } else {
             let wrong = guesses.guess(&mut append);
-            Content::Encoded(Encoded::new(&append.drafts, durability, compression, (guesses, wrong))?)
+            let encoded = Encoded::new(&append.drafts, durability, compression, (guesses, wrong))?;
+            Content::Encoded(Box::new(encoded))
         };
         let conditions = append.conditions;
         Ok(Self { conditions, must_be_open, ends, content, durability, _place: append.place })

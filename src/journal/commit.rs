@@ -213,7 +213,9 @@ impl<C: Commit> Commits<C> {
         let mut queue = queue;
         queue.leading = true;
         queue = self.linger(queue);
-        let appends = std::mem::take(&mut queue.waiting);
+        // The next group is about as large.
+        let room = Vec::with_capacity(queue.waiting.len());
+        let appends = std::mem::replace(&mut queue.waiting, room);
         let group = std::mem::take(&mut queue.group);
         (queue.len, queue.before) = (0, appends.len());
         drop(queue);

@@ -138,6 +138,8 @@ pub(crate) struct MarkFile {
     file: Arc<dyn File>,
     session: Session,
     inode: u64,
+    /// This process.
+    pid: u32,
 }
 
 impl MarkFile {
@@ -146,7 +148,7 @@ impl MarkFile {
         let Some(file) = find(disk, &mark_name(), how)? else { return Ok(None) };
         let stat = file.stat()?;
         let session = disk.session()?;
-        Ok(Some(Self { file, session, inode: stat.inode }))
+        Ok(Some(Self { file, session, inode: stat.inode, pid: std::process::id() }))
     }
 
     pub(crate) fn read(&self) -> Result<MarkView> {
@@ -220,7 +222,7 @@ impl MarkFile {
 
     /// Says that the holder of the lock is about to write.
     pub(crate) fn set_busy(&self, phase: Phase, since: Time) -> Result<()> {
-        let busy = Busy { boot: self.session.boot, pid: own_pid(), since, phase };
+        let busy = Busy { boot: self.session.boot, pid: self.pid, since, phase };
         self.file.write_at(&busy.encode(), BUSY_OFFSET)
     }
 
@@ -351,11 +353,6 @@ fn timeout(clock: &dyn Clock, patience: Duration, mark: Option<&MarkFile>) -> Er
     Error::new(ErrorKind::Locked, format!("the journal's lock was not free within {patience:?}: {who}")).hint(
         "Nothing was written and no data is at stake. See whether that process is stopped; then try again.",
     )
-}
-
-/// The id of this process.
-pub(crate) fn own_pid() -> u32 {
-    std::process::id()
 }
 
 /// Makes the mark file with its full length, so that its blocks are never allocated under load.
