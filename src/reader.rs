@@ -7,6 +7,7 @@
 use crate::clock::Clock;
 use crate::disk::Disk;
 use crate::error::Result;
+use crate::journal::Journal;
 pub(crate) use crate::journal::read::RawRecord;
 use crate::journal::read::{Batch, ReadHandle, Walked, Walker};
 use crate::journal::segment::Damage;
@@ -151,6 +152,11 @@ impl Reader {
     /// Moves on to what is durable now.
     pub(crate) fn refresh(&mut self) -> Result<bool> {
         self.handle.refresh()
+    }
+
+    /// The same with the help of what a writer of this process knows.
+    pub(crate) fn refresh_with(&mut self, journal: &Journal) -> Result<bool> {
+        journal.refresh(&mut self.handle)
     }
 
     /// Waits until more is durable, at most `patience`; answers whether it is.

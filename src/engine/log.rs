@@ -3,7 +3,7 @@
 use super::subscription::{Cursor, Filter, Start, Subscription};
 use super::{World, rebuild};
 use crate::error::{Error, ErrorKind, Result};
-use crate::journal::{Batch, Damage, Verification, WireRecord};
+use crate::journal::{Batch, Damage, Journal, Verification, WireRecord};
 use crate::position::{Position, Seq, StreamId, Time};
 use crate::projection::publish::Rebuilt;
 use crate::projection::{Parts, RunFold};
@@ -103,6 +103,11 @@ impl Log {
     /// Moves on to what is durable now; answers whether that is more.
     pub fn refresh(&mut self) -> Result<bool> {
         self.reader.refresh()
+    }
+
+    /// The same with the help of what a writer of this process knows.
+    pub(super) fn refresh_with(&mut self, journal: &Journal) -> Result<bool> {
+        self.reader.refresh_with(journal)
     }
 
     /// The position that a cursor names.

@@ -245,7 +245,7 @@ impl Engine {
         }));
         let report = repair::after_crash(&engine, &options, &opened)?;
         if options.publish {
-            let publisher = Publisher::start(&engine.0.world, options.publish_ticks)?;
+            let publisher = Publisher::start(&engine.0.world, &engine.0.journal, options.publish_ticks)?;
             engine.0.publisher.get_or_init(|| Arc::new(publisher));
         }
         Ok((engine, report))

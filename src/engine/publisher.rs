@@ -6,6 +6,7 @@ use super::log::decode;
 use super::rebuild::rebuild_stream;
 use super::{Log, World};
 use crate::error::{Error, ErrorKind, Result};
+use crate::journal::Journal;
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use crate::projection::publish::{LiveRun, LiveTicks, TICKS_FOLDER, lock_folder};
@@ -71,12 +72,12 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Begins to publish; the files of the timed jobs only `with_ticks`.
-    pub(super) fn start(world: &World, with_ticks: bool) -> Result<Self> {
+    pub(super) fn start(world: &World, journal: &Journal, with_ticks: bool) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (world, for_thread) = (world.clone(), Arc::clone(&shared));
+        let (world, journal, for_thread) = (world.clone(), journal.clone(), Arc::clone(&shared));
         let thread = std::thread::Builder::new()
             .name("runwal-publish".to_owned())
-            .spawn(move || work(&world, &for_thread))
+            .spawn(move || work(&world, &journal, &for_thread))
             .map_err(|e| Error::io("starting the publishing thread", e))?;
         Ok(Self { shared, has_ticks: with_ticks, thread: Mutex::new(Some(thread)) })
     }
@@ -159,7 +160,7 @@ impl Drop for TellsPanic<'_> {
     }
 }
 
-fn work(world: &World, shared: &Shared) {
+fn work(world: &World, journal: &Journal, shared: &Shared) {
     let _tells = TellsPanic(shared);
     let mut runs: BTreeMap<StreamId, LiveRun> = BTreeMap::new();
     let mut log = None;
@@ -185,7 +186,8 @@ fn work(world: &World, shared: &Shared) {
         let begun = now();
         // Some are always waited for where many begin and end: the others have their turn all the same.
         let all = hurried.is_empty() || stop || begun.saturating_sub(shown_at) >= gather;
-        let result = publish(world, &mut log, &mut runs, names, &|stream| all || hurried.contains(stream));
+        let due = |stream: &StreamId| all || hurried.contains(stream);
+        let result = publish((world, journal), &mut log, &mut runs, names, &due);
         let with_ticks = match log.as_mut().filter(|_| ticks) {
             Some(log) => publish_ticks(world, log, &live_ticks),
             None => Ok(()),
@@ -262,7 +264,7 @@ fn patiently<T>(world: &World, what: &str, attempt: &mut dyn FnMut() -> Result<O
 
 /// Takes in what is durable of all runs, and brings the files of those that are due to what that says.
 fn publish(
-    world: &World,
+    (world, journal): (&World, &Journal),
     log: &mut Option<Log>,
     runs: &mut BTreeMap<StreamId, LiveRun>,
     names: Vec<(StreamId, RunName)>,
@@ -272,7 +274,7 @@ fn publish(
         Some(log) => log,
         None => log.insert(Log::open_in(world)?),
     };
-    log.refresh()?;
+    log.refresh_with(journal)?;
     let mut result = Ok(());
     for (stream, name) in names {
         let begun = patiently(world, &name.folder(), &mut || LiveRun::create(Arc::clone(&world.disk), &name));

@@ -364,6 +364,17 @@ impl Journal {
         read::ReadHandle::from_view(disk, view)
     }
 
+    /// Moves a handle for reading on to what is durable now, with the help of what is known here. Waits for the
+    /// commit that is under way.
+    pub(crate) fn refresh(&self, handle: &mut read::ReadHandle) -> Result<bool> {
+        let before = handle.durable();
+        if let Some(view) = &self.0.commits.core().view {
+            handle.follow_writer(view);
+        }
+        handle.refresh()?;
+        Ok(handle.durable() > before)
+    }
+
     /// The streams that have not ended, by what is known here.
     pub(crate) fn open_streams(&self) -> Result<Vec<StreamId>> {
         self.locked(|core| Ok(core.view()?.open_streams().keys().copied().collect()))

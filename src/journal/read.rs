@@ -16,6 +16,9 @@ use std::sync::Arc;
 
 /// How often a mark that moves while the end is looked for is followed.
 const MAX_ROUNDS: usize = 8;
+/// How many times what an index takes in memory must have been written before it is copied instead of being made
+/// once more: nobody commits meanwhile.
+const COPIED_SHARE: u64 = 8;
 
 /// A record with everything but the meaning of its payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +174,17 @@ impl ReadHandle {
         };
         handle.refresh()?;
         Ok(handle)
+    }
+
+    /// Moves on by what a writer of this process knows, where finding that out again would take much longer than
+    /// copying it.
+    pub(super) fn follow_writer(&mut self, known: &View) {
+        let Some(view) = &self.view else { return };
+        let whole = view.damage.is_empty() && known.damage.is_empty() && self.end_damage.is_empty();
+        let same = view.segment.header.journal == known.segment.header.journal && self.incomplete.is_none();
+        if whole && same && view.len_to(known) > COPIED_SHARE * known.index.memory_len() as u64 {
+            self.view = Some(known.for_reading());
+        }
     }
 
     /// Moves on to what is durable now. Answers whether that is more than before.

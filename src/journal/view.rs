@@ -118,6 +118,13 @@ impl View {
         }
     }
 
+    /// About how many bytes of batches there are from here to another view, if that is ahead.
+    pub(crate) fn len_to(&self, ahead: &Self) -> u64 {
+        let sealed = ahead.segment.number().saturating_sub(self.segment.number());
+        let sealed_len = self.segment.header.capacity.saturating_mul(sealed);
+        (sealed_len + ahead.spot.offset).saturating_sub(self.spot.offset)
+    }
+
     /// Opens a segment of this journal.
     pub(crate) fn open(&self, number: u64, how: Open) -> Result<Segment, Unopened> {
         Segment::open_of(&*self.disk, &self.segment.header.journal, number, how)
