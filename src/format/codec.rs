@@ -95,6 +95,10 @@ mod tests {
             for len in [0, body.len() - 1, body.len() + 1, stored.len() * 300] {
                 assert!(decode(&header(stored, len), stored, &mut Vec::new()).is_empty(), "{len}");
             }
+            // Nothing is allocated for a number that none can have.
+            let mut buffer = Vec::new();
+            assert!(decode(&header(stored, stored.len() * 300), stored, &mut buffer).is_empty());
+            assert_eq!(buffer.capacity(), 0);
         }
         let plain = BatchHeader { codec: Codec::None, ..header(&body, body.len()) };
         assert_eq!(decode(&plain, &body, &mut Vec::new()), body);

@@ -20,6 +20,9 @@ const FRAME_LEN: u64 = EVENT_LEN as u64 + 17;
 /// More than single appends write in a second or two.
 const APPENDED_LEN: u64 = 1 << 30;
 
+/// What is written beyond that is mostly on the disk by then, and its memory free again.
+const MAX_WARMED_LEN: u64 = 4 << 30;
+
 /// What was measured, and what could not be.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
@@ -90,7 +93,7 @@ fn run(args: &Args, cell: Cell, workload: Workload, kind: Kind, dir: &Path) -> R
     eprintln!("{} {} {cell:?}", workload.word(), kind.word());
     match cell {
         Cell::Append => warm_up_memory(APPENDED_LEN)?,
-        Cell::Fill => warm_up_memory(args.events * 3 * EVENT_LEN as u64)?,
+        Cell::Fill => warm_up_memory((args.events * 3 * EVENT_LEN as u64).min(MAX_WARMED_LEN))?,
         Cell::Open | Cell::Scan | Cell::Read | Cell::Kill | Cell::Flat => {}
     }
     let line = cell_args(args, cell, workload, kind, dir);
@@ -135,7 +138,7 @@ pub(crate) fn measure(args: &Args) -> Result<Results> {
                 let measured = measure_filled(&args, kind, &wanted_of_filled, &mut results);
                 results.note(measured);
             }
-            if wanted.contains(&Workload::W6b) {
+            if wanted.contains(&Workload::W6b) && Workload::W6b.suits(kind) {
                 let measured = measure_json(&args, kind, &mut results);
                 results.note(measured);
             }

@@ -131,7 +131,7 @@ impl Workload {
     /// Whether an engine has a part in it.
     pub(crate) fn suits(self, kind: Kind) -> bool {
         if kind == Kind::RunwalReserved {
-            return self.load().is_some();
+            return self.load().is_some() || self == Self::W3;
         }
         match self {
             Self::W2 | Self::W2Eight | Self::W2Large | Self::W8 => true,
