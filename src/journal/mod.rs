@@ -16,6 +16,7 @@ mod index;
 mod keys;
 pub(crate) mod live;
 mod mark;
+mod names;
 pub(crate) mod read;
 mod recovery;
 pub(crate) mod segment;

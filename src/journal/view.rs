@@ -3,6 +3,7 @@
 use super::index::{self, Stretch};
 use super::keys::Keys;
 use super::mark::MarkView;
+use super::names;
 use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
@@ -378,6 +379,16 @@ impl View {
         Ok(known.iter().map(|(number, _)| *number).filter(|number| *number >= first).collect())
     }
 
+    /// The sealed segments behind one, by their files.
+    pub(crate) fn sealed_behind(&self, number: u64) -> Result<Vec<u64>> {
+        Ok(self.before_active()?.into_iter().filter(|at| *at > number).collect())
+    }
+
+    /// Whether it is that of somebody who holds the journal's lock.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     /// The segment that holds a position, by the headers. An unreadable one counts as part of the
     /// one before it.
     pub(crate) fn segment_with(&mut self, position: Position) -> Result<u64> {
@@ -413,12 +424,8 @@ impl View {
         let mut candidates: Vec<StreamId> = Vec::new();
         candidates.extend(matching(&self.index.names, hash));
         if self.names.is_none() {
-            let mut all = Vec::new();
-            for number in self.numbers_from(0)? {
-                all.extend(self.sealed(number)?.names.iter().copied());
-            }
-            all.sort_unstable();
-            self.names = Some(all);
+            let disk = Arc::clone(&self.disk);
+            self.names = Some(names::of_sealed(self, &*disk)?);
         }
         if let Some(names) = &mut self.names {
             if !names.is_sorted() {

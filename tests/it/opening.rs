@@ -232,3 +232,90 @@ fn an_index_goes_when_its_segment_has_a_footer() {
     assert!(segments > 3 && kept.len() <= 1, "{segments} segments, {kept:?}");
     is_fine(&stage);
 }
+
+const NAMES: &str = "cache/names";
+
+/// Adds runs until there are so many segments.
+fn grow(stage: &mut Stage, writer: &Writer, segments: u64) {
+    while stage.world.read_file(&format!("journal/{segments:010}.seg")).is_err() {
+        let run = stage.begin(writer, "task");
+        stage.append(writer, run, &[900]);
+        stage.finish(writer, run);
+    }
+}
+
+/// A journal of many short segments, whose names the cache has up to somewhere.
+fn long_journal() -> Stage {
+    let mut stage = Stage::new(2 << 10, 8 << 10);
+    let writer = stage.open(1).unwrap();
+    grow(&mut stage, &writer, 24);
+    stage.close(writer);
+    let writer = stage.open(1).unwrap();
+    grow(&mut stage, &writer, 30);
+    stage.close(writer);
+    stage
+}
+
+#[test]
+fn the_names_that_are_kept_are_those_of_the_journal_or_are_not_believed() {
+    let mut stage = long_journal();
+    let kept = stage.world.read_file(NAMES).unwrap();
+    let runs = stage.open_log(1).unwrap().runs().unwrap();
+    assert!(runs.len() > 100 && kept.len() > 16 * 80, "{} {}", runs.len(), kept.len());
+    // Right in itself, without some of the names, and of something else.
+    let other = |at: usize| {
+        let mut bytes = kept[..kept.len() - 16 * 50].to_vec();
+        bytes[at] ^= 1;
+        let crc = crc32fast::hash(&bytes[12..]).to_le_bytes();
+        bytes[8..12].copy_from_slice(&crc);
+        bytes
+    };
+    let mut flipped = kept.clone();
+    flipped[100] ^= 1;
+    for (what, bytes) in [
+        ("as it is", kept.clone()),
+        ("flipped", flipped),
+        ("cut", kept[..kept.len() - 16].to_vec()),
+        ("of another journal", other(12)),
+        ("of a copy that went another way", other(40)),
+        ("nothing", Vec::new()),
+    ] {
+        stage.world.write_file(NAMES, &bytes).unwrap();
+        let mut log = stage.open_log(1).unwrap();
+        for run in &runs {
+            assert_eq!(log.find(&run.name.to_string()).unwrap(), Some(run.stream), "{what}: {}", run.name);
+        }
+        assert_eq!(log.find("task/none").unwrap(), None, "{what}");
+        assert!(stage.world.read_file(NAMES).unwrap() == bytes, "{what}: a reader writes nothing");
+        // A writer, whose first run looks for its name, keeps what it found where that was much.
+        let mut fork = stage.fork();
+        let writer = fork.open(1).unwrap();
+        fork.begin(&writer, "another").unwrap();
+        fork.close(writer);
+        let after = fork.world.read_file(NAMES).unwrap();
+        assert_eq!(after == bytes, what == "as it is", "{what}");
+        is_fine(&fork);
+    }
+    is_fine(&stage);
+}
+
+#[test]
+fn names_of_a_segment_that_is_missing_are_not_thought_to_be_all() {
+    let mut stage = long_journal();
+    stage.world.remove_file(NAMES).unwrap();
+    let missing = "journal/0000000007.seg";
+    let bytes = stage.world.read_file(missing).unwrap();
+    let runs = stage.open_log(1).unwrap().runs().unwrap();
+    stage.world.remove_file(missing).unwrap();
+    let mut fork = stage.fork();
+    let writer = fork.open(1).unwrap();
+    fork.begin(&writer, "another").unwrap();
+    fork.close(writer);
+    assert!(fork.world.read_file(NAMES).is_err(), "nothing was kept");
+    // It is back.
+    fork.world.write_file(missing, &bytes).unwrap();
+    let mut log = fork.open_log(1).unwrap();
+    for run in &runs {
+        assert_eq!(log.find(&run.name.to_string()).unwrap(), Some(run.stream));
+    }
+}

@@ -6,6 +6,7 @@ use crate::event::{Content, Events, Layout, Random, sequence_of};
 use crate::workload::{EVENT_LEN, Workload};
 use crate::{Args, Result};
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -82,21 +83,20 @@ pub(crate) fn run(cell: Cell, args: &Args) -> Result<()> {
             let mut engine = kind.open(dir, &setup)?;
             let stream = layout.streams;
             engine.begin(stream..stream + 1)?;
-            append_to(&*engine, stream, BEFORE_KILL, &mut events)?;
+            append_to(&*engine, stream, 1..=BEFORE_KILL, &mut events)?;
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
         }
         Cell::Flat => {
             let (mut engine, took) = timed(|| kind.open(dir, &setup))?;
             // The same journal is opened in every round.
-            let stream = layout.streams + 2 * args.round;
+            let stream = layout.streams + args.round;
             let ((), first) = timed(|| {
                 engine.begin(stream..stream + 1)?;
-                append_to(&*engine, stream, 1, &mut events)
+                append_to(&*engine, stream, 1..=1, &mut events)
             })?;
             print("figure", millis(took));
             print("open_and_append_ms", millis(took + first));
-            engine.begin(stream + 1..stream + 2)?;
-            let ((), took) = timed(|| append_to(&*engine, stream + 1, FLAT_APPENDS, &mut events))?;
+            let ((), took) = timed(|| append_to(&*engine, stream, 2..=1 + FLAT_APPENDS, &mut events))?;
             print("append_us", millis(took) * 1e3 / FLAT_APPENDS as f64);
             engine.close()?;
         }
@@ -132,9 +132,14 @@ fn peak_mib() -> Result<f64> {
     Ok(line.split_whitespace().next().ok_or("no figure")?.parse::<f64>()? / 1024.0)
 }
 
-fn append_to(engine: &dyn Engine, stream: u32, count: u64, events: &mut Events) -> Result<()> {
+fn append_to(
+    engine: &dyn Engine,
+    stream: u32,
+    mut seqs: RangeInclusive<u64>,
+    events: &mut Events,
+) -> Result<()> {
     let mut writer = engine.writer()?;
-    (1..=count).try_for_each(|seq| writer.append(stream, seq, events.make(seq)))
+    seqs.try_for_each(|seq| writer.append(stream, seq, events.make(seq)))
 }
 
 /// Single events at random places, for so long.
