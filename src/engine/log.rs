@@ -265,41 +265,48 @@ impl Log {
     /// # Errors
     /// [`ErrorKind::NotFound`] where there is none; [`ErrorKind::Misuse`] where there are several.
     pub fn resolve(&mut self, spec: &str) -> Result<RunInfo> {
-        let unreadable = self.unreadable_streams()?;
-        let segments = self.unreadable_segments()?.len();
-        let missing = || {
-            let shown = spec.escape_debug();
-            if unreadable > 0 || segments > 0 {
-                let message = format!(
-                    "there is no run \"{shown}\" among those that can be read; {segments} segments and the \
-                     first records of {unreadable} runs cannot"
-                );
-                return Error::corrupt_data(message, "`runwal verify` tells what is damaged.");
-            }
-            Error::not_found(format!("there is no run \"{shown}\""), "`runwal runs` lists the runs.")
-        };
         if spec.contains('/') {
-            let name = RunName::parse(spec.as_bytes()).ok_or_else(missing)?;
-            let stream = self.find(spec)?.ok_or_else(missing)?;
+            // The index of names tells, whatever else there is.
+            let Some(name) = RunName::parse(spec.as_bytes()) else { return Err(self.no_such_run(spec)?) };
+            let Some(stream) = self.find(spec)? else { return Err(self.no_such_run(spec)?) };
             return Ok(RunInfo { name, stream });
         }
-        let mut runs = self.runs()?;
         if spec == "@last" {
-            return runs.pop().ok_or_else(missing);
+            for stream in self.reader.streams()?.into_iter().rev() {
+                if let Some(run) = self.run_of(stream)? {
+                    return Ok(run);
+                }
+            }
+            return Err(self.no_such_run(spec)?);
         }
+        let runs = self.runs()?;
         let exact: Vec<_> = runs.iter().filter(|run| run.name.run.as_str() == spec).cloned().collect();
         let mut found = exact;
         if found.is_empty() {
             found = runs.into_iter().filter(|run| run.name.run.as_str().starts_with(spec)).collect();
         }
         match (found.pop(), found.len()) {
-            (None, _) => Err(missing()),
+            (None, _) => Err(self.no_such_run(spec)?),
             (Some(run), 0) => Ok(run),
             (Some(run), more) => {
                 let message = format!("\"{spec}\" could be {} runs, {} among them", more + 1, run.name);
                 Err(Error::misuse(message).hint("Give more of the id, or task/run."))
             }
         }
+    }
+
+    /// The error where no run is found, which may be among those that cannot be read.
+    fn no_such_run(&mut self, spec: &str) -> Result<Error> {
+        let shown = spec.escape_debug();
+        let (unreadable, segments) = (self.unreadable_streams()?, self.unreadable_segments()?.len());
+        if unreadable > 0 || segments > 0 {
+            let message = format!(
+                "there is no run \"{shown}\" among those that can be read; {segments} segments and the first \
+                 records of {unreadable} runs cannot"
+            );
+            return Ok(Error::corrupt_data(message, "`runwal verify` tells what is damaged."));
+        }
+        Ok(Error::not_found(format!("there is no run \"{shown}\""), "`runwal runs` lists the runs."))
     }
 
     /// Compares the files that a stream feeds with its records; with `write` makes them what they

@@ -516,7 +516,7 @@ mod tests {
             [&head, &crc[..], payload].concat()
         };
         let body: Vec<u8> = [(0..5).flat_map(full).collect(), bare[5].clone()].concat();
-        let count = bare.len() as u32;
+        let count = u32::try_from(bare.len()).unwrap();
         let mut out = b"before".to_vec();
         assert_eq!(without_checksums(count, Time(BASE), &body, &mut out), Some(()));
         assert_eq!(out, [b"before", &bare.concat()[..]].concat());

@@ -410,7 +410,10 @@ impl ReadHandle {
         let Some(segment) = self.newest(&mark)?.0 else { return Ok(Tail::default()) };
         let number = segment.number();
         let told = mark.evidence().filter(|m| m.segment <= number).map(|m| m.position);
-        let found = recovery::inspect(segment, None, told)?;
+        // What this handle shows was looked at, and is not in doubt.
+        let known =
+            self.view.as_ref().filter(|view| view.segment.number() == number && view.damage.is_empty());
+        let found = recovery::inspect(segment, known.map(|view| view.spot), told)?;
         if found.evidence > found.good.position {
             // The mark may have hidden it: what stands before it is all there.
             let loss = found.loss();

@@ -113,6 +113,10 @@ impl Worker {
     pub(super) fn wait(&self, child: &mut Child, clock: &dyn Clock, terminal: &Terminal) -> Result<Ended> {
         let duration = Duration::from_nanos(clock.monotonic_ns().saturating_sub(self.start_ns));
         let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever traces it is told first that it has exited.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::io::retry_on_intr(|| waitid(WaitId::PidFd(self.exit.as_fd()), options))
+            .map_err(|e| Error::io("waiting for the worker", e.into()))?;
         let used = child.try_wait4().map_err(|e| Error::io("waiting for the worker", e))?;
         let Some(ResUse { status, rusage }) = used else {
             return Err(Error::new(ErrorKind::Retry, "the worker exited and cannot be waited for"));
