@@ -19,7 +19,8 @@ const QUICK: u64 = 300;
 
 /// Those that the system interrupts, and that are made again then, so that nobody notices. A sync is
 /// not among them: whether it took effect is not known.
-const REPEATED: &[&str] = &["pwrite64", "read", "pread64", "openat2", "ftruncate", "fallocate", "flock"];
+const REPEATED: &[&str] =
+    &["pwrite64", "pwritev", "read", "pread64", "openat2", "ftruncate", "fallocate", "flock"];
 
 /// What the calls fail with; the last one is a write that makes no progress.
 const ERRORS: &[&str] =
@@ -147,7 +148,7 @@ fn every_fault() -> Finding<Vec<Fault>> {
             return Err(format!("{life:?}"));
         }
         for (call, count) in calls_of_one_thread(&trace) {
-            for error in ERRORS.iter().filter(|error| **error != "nothing" || call == "pwrite64") {
+            for error in ERRORS.iter().filter(|error| **error != "nothing" || call.starts_with("pwrite")) {
                 for (sticky, nth) in [false, true].into_iter().flat_map(|s| (1..=count).map(move |n| (s, n)))
                 {
                     all.push(Fault { scene, call: call.clone(), error: (*error).to_owned(), sticky, nth });

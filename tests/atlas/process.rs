@@ -20,8 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub(crate) const LONG: Duration = Duration::from_mins(1);
 
 /// The system calls by which a worker touches the files of its journal.
-pub(crate) const FILE_CALLS: [&str; 26] = [
+pub(crate) const FILE_CALLS: [&str; 27] = [
     "pwrite64",
+    "pwritev",
     "read",
     "pread64",
     "fdatasync",
