@@ -24,6 +24,12 @@ pub mod durability {
     pub mod faults {}
 }
 
+/// What it costs, beside other engines and beside the least that a durable log has to do; what bounds it.
+#[doc = include_str!("peers.svg")]
+///
+#[doc = include_str!("speed.md")]
+pub mod speed {}
+
 /// What recording a process means: terminals, signals, the end, the worker's own word, the git diff.
 #[doc = include_str!("recorder.md")]
 pub mod recorder {}
