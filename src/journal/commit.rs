@@ -213,9 +213,7 @@ impl<C: Commit> Commits<C> {
         let mut queue = queue;
         queue.leading = true;
         queue = self.linger(queue);
-        // The next group is about as large.
-        let room = Vec::with_capacity(queue.waiting.len());
-        let appends = std::mem::replace(&mut queue.waiting, room);
+        let appends = std::mem::take(&mut queue.waiting);
         let group = std::mem::take(&mut queue.group);
         (queue.len, queue.before) = (0, appends.len());
         drop(queue);
@@ -248,11 +246,8 @@ impl<C: Commit> Commits<C> {
     /// costs more than that.
     fn linger<'q>(&'q self, mut queue: MutexGuard<'q, Queue<C>>) -> MutexGuard<'q, Queue<C>> {
         let wanted = queue.before;
-        if wanted < 2 || queue.waiting.len() >= wanted {
+        if wanted < 2 || queue.waiting.len() >= wanted || queue.len >= LONG_GROUP_LEN {
             queue.in_vain = 0;
-            return queue;
-        }
-        if queue.len >= LONG_GROUP_LEN {
             return queue;
         }
         if queue.skip > 0 {

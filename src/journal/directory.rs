@@ -158,26 +158,16 @@ impl Directory {
         (id, seq): (StreamId, Seq),
     ) -> Result<Option<RawRecord>> {
         let Some(segment) = opened(&mut self.open, view, place.segment) else { return Ok(None) };
-        let mut head = [0; BATCH_HEADER_LEN];
-        let read = segment.file.read_at(&mut head, place.offset)?;
-        let Ok(header) = BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) else {
+        let Ok(header) = segment.read_batch(place.offset, &mut self.buffer)? else { return Ok(None) };
+        if header.codec != Codec::None {
             return Ok(None);
-        };
-        let len = header.body_len as usize;
-        if self.buffer.len() < len {
-            self.buffer.resize(len, 0);
         }
-        let body = &mut self.buffer[..len];
-        let read = segment.file.read_at(body, place.offset + BATCH_HEADER_LEN as u64)?;
         let parts = self.streams.get_mut(&id).map(|stream| &mut stream.parts);
         let part = parts.and_then(|parts| parts.iter_mut().find(|part| part.segment == place.segment));
         let noted =
             part.and_then(|part| part.batches.iter_mut().find(|b| u64::from(b.offset) == place.offset));
-        if read < len || header.codec != Codec::None || crc32fast::hash(body) != header.body_crc {
-            return Ok(None);
-        }
         let Some(noted) = noted else { return Ok(None) };
-        let found = noted.learn((id, seq), &header, body);
+        let found = noted.learn((id, seq), &header, &self.buffer);
         self.len += size_of_val(&*noted.points);
         Ok(found)
     }

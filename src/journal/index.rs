@@ -92,19 +92,18 @@ impl Stretch {
     }
 }
 
-/// The stretches of a body, as far as it is made of records.
-pub(crate) fn stretches(header: &BatchHeader, body: &[u8]) -> Vec<Stretch> {
+/// The stretches of a body.
+pub(crate) fn stretches(header: &BatchHeader, body: &[u8]) -> Result<Vec<Stretch>, Flaw> {
     let mut all = Vec::new();
-    Records::new(header, body).flatten().for_each(|record| Stretch::of(&record).put(&mut all));
-    all
+    for record in Records::new(header, body) {
+        Stretch::of(&record?).put(&mut all);
+    }
+    Ok(all)
 }
 
 /// Adds a batch that stands at `offset`. A body that is not made of records changes nothing.
 pub(crate) fn add(index: &mut Footer, offset: u64, header: &BatchHeader, body: &[u8]) -> Result<(), Flaw> {
-    if let Some(flaw) = Records::new(header, body).find_map(Result::err) {
-        return Err(flaw);
-    }
-    add_stretches(index, offset, header, &stretches(header, body))
+    add_stretches(index, offset, header, &stretches(header, body)?)
 }
 
 /// The same for a batch whose stretches are known.

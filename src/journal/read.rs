@@ -410,7 +410,7 @@ impl ReadHandle {
         let Some(segment) = self.newest(&mark)?.0 else { return Ok(Tail::default()) };
         let number = segment.number();
         let told = mark.evidence().filter(|m| m.segment <= number).map(|m| m.position);
-        // What this handle shows was looked at, and is not in doubt.
+        // What this handle shows is not in doubt: it was looked at here, or by whoever kept the index.
         let known =
             self.view.as_ref().filter(|view| view.segment.number() == number && view.damage.is_empty());
         let found = recovery::inspect(segment, known.map(|view| view.spot), told)?;
@@ -459,19 +459,11 @@ impl ReadHandle {
             Ok(segment) => segment,
             Err(unopened) => return unopened.into_damage(place.segment).map(Err),
         };
-        let mut head = [0; BATCH_HEADER_LEN];
-        let read = segment.file.read_at(&mut head, place.offset)?;
-        let header = match BatchHeader::decode(&head[..read], &segment.header.site(), place.offset) {
+        let mut body = Vec::new();
+        let header = match segment.read_batch(place.offset, &mut body)? {
             Ok(header) => header,
-            Err(flaw) => return Ok(Err(Damage::new(place.segment, place.offset, flaw.describe()))),
+            Err(damage) => return Ok(Err(damage)),
         };
-        let mut body = vec![0; header.body_len as usize];
-        let read = segment.file.read_at(&mut body, place.offset + BATCH_HEADER_LEN as u64)?;
-        if read < body.len() || crc32fast::hash(&body) != header.body_crc {
-            let damage =
-                Damage::new(place.segment, place.offset, "the batch's body does not match its checksum");
-            return Ok(Err(damage.losing(header.first_position, header.last_position())));
-        }
         if header.codec != Codec::None {
             let mut decoded = Vec::new();
             let len = decode_body(&header, &body, &mut decoded).len();
@@ -671,4 +663,70 @@ pub(crate) fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>> {
 /// All streams in the order of their opening.
 pub(crate) fn all_streams(view: &mut View) -> Result<Vec<StreamId>> {
     view.all_streams()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{SeededEntropy, System};
+    use crate::disk::sim::SimWorld;
+    use crate::format::{Draft, Target};
+    use crate::journal::{Append, Conditions, Journal, JournalOptions, Spares};
+
+    fn append(journal: &Journal, target: Target, len: usize) -> StreamId {
+        let draft = Draft {
+            target,
+            seq: Seq::ZERO,
+            kind: 3,
+            version: 1,
+            close: false,
+            more: false,
+            time: Time(5),
+            created: None,
+            key: None,
+            term: None,
+            payload: vec![1; len].into(),
+        };
+        let conditions = Conditions::none();
+        let append = Append { drafts: vec![draft], conditions, open: false, place: None, buffered: false };
+        journal.submit(append).unwrap().wait().unwrap().stream
+    }
+
+    #[test]
+    fn a_writer_that_is_behind_takes_no_reader_back() {
+        const CAPACITY: u64 = 64 << 10;
+        let world = SimWorld::new();
+        let open = |seed| {
+            let options = JournalOptions {
+                first_capacity: CAPACITY,
+                max_capacity: CAPACITY,
+                compress_from: u64::MAX,
+                spares: Spares::Never,
+                ..JournalOptions::default()
+            };
+            let entropy = Arc::new(SeededEntropy::new(seed));
+            Journal::open(Arc::new(world.process(1)), Arc::new(System), entropy, options).unwrap().0
+        };
+        let (writer, other) = (open(1), open(2));
+        let stream = append(&writer, Target::Open(b"name".to_vec()), 9);
+        let mut ahead = writer.reader().unwrap();
+        for _ in 0..5 {
+            append(&writer, Target::Stream(stream), 9_000);
+        }
+        let known = || writer.0.commits.core().view.as_ref().map(View::for_reading).unwrap();
+        // What the writer knows is taken over, without any look at the segment.
+        let before = ahead.durable();
+        ahead.follow_writer(&known());
+        assert!(ahead.durable() > before && ahead.durable() == writer.durable());
+        // Somebody else goes on in the next segment, at whose beginning the reader stands then.
+        while known().segment.number() == ahead.view().unwrap().segment.number() {
+            append(&other, Target::Stream(stream), 9_000);
+            ahead.refresh().unwrap();
+        }
+        let durable = ahead.durable();
+        assert!(durable > writer.durable());
+        ahead.follow_writer(&known());
+        assert_eq!(ahead.durable(), durable);
+        assert!(!writer.refresh(&mut ahead).unwrap() && ahead.durable() == durable);
+    }
 }

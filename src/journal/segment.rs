@@ -186,6 +186,24 @@ impl Segment {
     pub(crate) fn len(&self) -> Result<u64> {
         Ok(self.file.stat()?.len.min(MAX_SEGMENT_LEN))
     }
+
+    /// Reads the batch at `offset`: its header, and its body as stored into `body`. What does not match its
+    /// checksum is damage.
+    pub(crate) fn read_batch(&self, offset: u64, body: &mut Vec<u8>) -> Result<Result<BatchHeader, Damage>> {
+        let mut head = [0; BATCH_HEADER_LEN];
+        let read = self.file.read_at(&mut head, offset)?;
+        let header = match BatchHeader::decode(&head[..read], &self.header.site(), offset) {
+            Ok(header) => header,
+            Err(flaw) => return Ok(Err(Damage::new(self.number(), offset, flaw.describe()))),
+        };
+        body.resize(header.body_len as usize, 0);
+        let read = self.file.read_at(body, offset + BATCH_HEADER_LEN as u64)?;
+        if read < body.len() || crc32fast::hash(body) != header.body_crc {
+            let damage = Damage::new(self.number(), offset, "the batch's body does not match its checksum");
+            return Ok(Err(damage.losing(header.first_position, header.last_position())));
+        }
+        Ok(Ok(header))
+    }
 }
 
 /// Up to where a scan goes, and which position is known to stand last before it.

@@ -119,8 +119,11 @@ impl View {
         }
     }
 
-    /// About how many bytes of batches there are from here to another view, if that is ahead.
+    /// About how many bytes of batches there are from here to another view; 0 where that is not ahead.
     pub(crate) fn len_to(&self, ahead: &Self) -> u64 {
+        if ahead.spot.position <= self.spot.position {
+            return 0;
+        }
         let sealed = ahead.segment.number().saturating_sub(self.segment.number());
         let sealed_len = self.segment.header.capacity.saturating_mul(sealed);
         (sealed_len + ahead.spot.offset).saturating_sub(self.spot.offset)

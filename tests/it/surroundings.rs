@@ -613,3 +613,19 @@ fn one_run_out_of_many_costs_its_own_bytes() {
         assert!((LEN..AT_MOST).contains(&read), "{read} bytes were read for {name}");
     }
 }
+
+/// Whoever traces a worker is told of its end before who started it.
+#[test]
+fn a_worker_that_is_traced_is_recorded_to_its_end() {
+    if !strace_found() {
+        return;
+    }
+    let place = Place::new();
+    let words = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", "trace=renameat2"];
+    for n in 0..20 {
+        let run = format!("r{n}");
+        let args = ["-q", "run", "--task", "t", "--run", &run, "--", "true"];
+        let output = behind(&place, &words, runwal(), &args).output().unwrap();
+        assert!(output.status.success(), "{n}: {output:?}");
+    }
+}

@@ -15,8 +15,10 @@ const LEGEND: f64 = 110.0;
 const LEGEND_COLUMNS: usize = 5;
 const LEGEND_HEIGHT: f64 = 18.0;
 /// Told apart on white as on black, also by those who see no red.
-const COLOURS: [&str; 9] =
-    ["#d1495b", "#3b7dd8", "#7fb0ee", "#2a9d6f", "#85cfae", "#b07d2b", "#dfb86a", "#8c5fbf", "#8a8f98"];
+const COLOURS: [&str; 10] = [
+    "#d1495b", "#3b7dd8", "#7fb0ee", "#2a9d6f", "#85cfae", "#b07d2b", "#dfb86a", "#8c5fbf", "#8a8f98",
+    "#17becf",
+];
 
 /// The plot as SVG. Its text and lines have the colour that suits a light or a dark page.
 pub(crate) fn svg(samples: &[Sample]) -> String {
@@ -106,6 +108,16 @@ mod tests {
     use super::*;
     use crate::table::tests::sample;
     use crate::workload::Workload;
+
+    #[test]
+    fn no_two_engines_have_one_colour() {
+        use clap::ValueEnum;
+        let kinds = Kind::value_variants().iter().filter(|kind| **kind != Kind::Limit);
+        let mut colours: Vec<_> = kinds.clone().map(|kind| colour(*kind)).collect();
+        colours.sort_unstable();
+        colours.dedup();
+        assert_eq!(colours.len(), kinds.count());
+    }
 
     #[test]
     fn there_is_a_bar_for_each_ratio_and_none_for_the_limit() {

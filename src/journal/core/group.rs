@@ -229,7 +229,7 @@ impl Core {
     fn note(&mut self, batches: Vec<Batch>) -> Result<()> {
         self.guard(|core| {
             for batch in batches {
-                debug_assert_eq!(batch.stretches, stretches(&batch.header, batch.frame.body()));
+                debug_assert_eq!(stretches(&batch.header, batch.frame.body()).as_ref(), Ok(&batch.stretches));
                 core.view()?.added(batch.offset, &batch.header, &batch.stretches)?;
                 let buffer = batch.frame.into_buffer();
                 if core.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
