@@ -180,7 +180,9 @@ fn full(format: Option<Format>, chance: &mut Chance) -> Became {
             let mounted = disk.mount("")?;
             (Some(disk), mounted)
         }
-        None => (None, Mounted::in_memory(place.path(), 4_000)?),
+        // Room for the files of each run that the journal still has a place for when the disk is full:
+        // every one of them is a page at least.
+        None => (None, Mounted::in_memory(place.path(), 64_000)?),
     };
     let mut journal = Journal::new(mounted.dir(), chance.next());
     let ballast = mounted.dir().join("ballast");
