@@ -93,11 +93,6 @@ impl Draft<'_> {
         MAX_HEAD_LEN + name + self.key.as_ref().map_or(0, Vec::len) + self.payload.len()
     }
 
-    /// The same with a payload of its own.
-    pub fn into_owned(self) -> Draft<'static> {
-        Draft { payload: Cow::Owned(self.payload.into_owned()), ..self }
-    }
-
     /// Writes it behind the others of a body whose batch has this time: that of its first record.
     pub fn encode(&self, base: Time, out: &mut Vec<u8>) {
         let start = out.len();

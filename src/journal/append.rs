@@ -1,5 +1,5 @@
-//! What is handed in to be written, and how it is encoded: small appends side by side in one batch,
-//! long ones and those with a key in a batch of their own.
+//! What is handed in to be written, encoded at once with the sequences that its records are thought to get:
+//! small appends side by side in one batch, long ones and those with a key in a batch of their own.
 
 use super::compression::Compression;
 use super::index::Stretch;
@@ -12,19 +12,18 @@ use crate::format::{
 use crate::position::{Position, Seq, StreamId, Time};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Up to which length an append shares a batch with others, and where what is written gets shorter: then it
 /// does all the more with its neighbours.
-const MAX_LOOSE_LEN: usize = 16 << 10;
-const MAX_LOOSE_PACKED_LEN: usize = 32 << 10;
-/// Of how many streams it is remembered which sequence comes next.
-const MAX_GUESSED: usize = 4 << 10;
+const MAX_SMALL_LEN: usize = 16 << 10;
+const MAX_SMALL_PACKED_LEN: usize = 32 << 10;
 /// How long the body of such a batch gets: one checksum and one digest for all of it, which is what
 /// whoever wants one of its records has to read.
 const MAX_SHARED_LEN: usize = 64 << 10;
 const MAX_SHARED_PACKED_LEN: usize = 128 << 10;
+/// Of how many streams it is remembered which sequence comes next.
+const MAX_GUESSED: usize = 64 << 10;
 
 /// Records that become durable together or not at all.
 #[derive(Debug)]
@@ -45,49 +44,63 @@ pub(crate) struct Append<'p> {
 pub(crate) trait Queued: Debug + Send {}
 impl<T: Debug + Send> Queued for T {}
 
-/// An append that waits for its turn.
+/// What was handed in since the last group was taken up, in order.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    batches: Vec<Prepared>,
+    /// How many appends there are in them.
+    count: usize,
+    /// Bytes of them.
+    len: usize,
+    /// A buffer for the next batch.
+    buffer: Vec<u8>,
+}
+
+/// An append within its limits, about to be handed in.
+#[derive(Debug)]
+pub(super) enum Ready<'p> {
+    /// To be encoded behind those of others, with at most so many bytes.
+    Small(Append<'p>, usize),
+    /// A batch of its own, encoded already: nobody waits for that.
+    Alone(Box<Prepared>),
+}
+
+/// A batch whose body is there, with the sequences that its records are thought to get.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// That of the first record.
+    time: Time,
+    /// How many records it has.
+    count: u32,
+    /// One append behind the other, and the records of each.
+    waiting: Vec<Waiting>,
+    parts: Vec<Part>,
+    frame: Frame,
+    /// Known ahead where nothing is put behind it any more.
+    sums: Option<Sums>,
+}
+
+/// An append in a batch, that waits for its turn.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) conditions: Conditions,
     /// The stream that must not have ended, and the one that ends in here.
     pub(super) must_be_open: Option<StreamId>,
     pub(super) ends: Option<StreamId>,
-    pub(super) content: Content,
-    pub(super) durability: Durability,
+    durability: Durability,
+    /// How many of the batch's parts are its own.
+    parts: usize,
     _place: Option<Box<dyn Queued>>,
 }
 
-/// The records of an append.
+/// Records of one stream that stand side by side in an append.
 #[derive(Debug)]
-pub(super) enum Content {
-    /// To be encoded behind those of others, with at most so many bytes.
-    Loose(Vec<Draft<'static>>, usize),
-    /// A batch of its own, encoded before anybody's turn.
-    Encoded(Box<Encoded>),
-}
-
-/// A batch whose body is there, with the sequences that it is thought to get.
-#[derive(Debug)]
-pub(super) struct Encoded {
-    /// How many records it has.
-    count: u32,
-    parts: Vec<Part>,
-    time: Time,
-    durability: Durability,
-    frame: Frame,
-    sums: Sums,
-    compression: Arc<Compression>,
-    guesses: Arc<Guesses>,
-    /// How often it was wrong before what its first stream's sequence was thought to be.
-    wrong: u64,
-}
-
-/// Records of one stream that stand side by side.
-#[derive(Debug)]
-struct Part {
-    target: Target,
-    /// As the first record of its batch had position 0.
+pub(super) struct Part {
+    pub(super) target: Target,
+    /// Without its place.
     stretch: Stretch,
+    /// How often it was wrong before what the sequence was thought to be.
+    wrong: u64,
 }
 
 /// The bytes of a batch.
@@ -106,24 +119,9 @@ struct Sums {
     digest: [u8; 32],
 }
 
-/// A batch of small appends that is being put together.
-#[derive(Debug)]
-pub(super) struct Shared {
-    base: Time,
-    count: u32,
-    /// Whether anybody waits for any of it.
-    durability: Durability,
-    frame: Frame,
-    stretches: Vec<Stretch>,
-}
-
 /// Which sequences appends that are encoded ahead of their turn are thought to get.
 #[derive(Debug, Default)]
-pub(super) struct Guesses {
-    last: Mutex<BTreeMap<StreamId, Guess>>,
-    /// Whether there is any.
-    some: AtomicBool,
-}
+pub(super) struct Guesses(Mutex<BTreeMap<StreamId, Guess>>);
 
 /// What the last record of a stream is thought to be, and how often that was wrong.
 #[derive(Debug, Clone, Copy, Default)]
@@ -132,238 +130,127 @@ struct Guess {
     wrong: u64,
 }
 
-impl Waiting {
-    /// Takes an append in, whose numbers are within their limits.
-    pub(super) fn new(
-        mut append: Append<'_>,
-        guesses: &Arc<Guesses>,
-        compression: &Arc<Compression>,
-    ) -> Result<Self> {
-        if let Some(first) = append.drafts.first_mut() {
-            first.key.clone_from(&append.conditions.key);
+impl Arrivals {
+    /// Puts an append behind the others.
+    pub(super) fn add(&mut self, append: Ready<'_>, guesses: &Guesses, compression: &Compression) {
+        self.count += 1;
+        match append {
+            Ready::Alone(batch) => {
+                self.len += batch.frame.body().len();
+                self.batches.push(*batch);
+            }
+            Ready::Small(append, len) => {
+                let batch = match self.batches.last_mut() {
+                    Some(last) if last.takes(len, append.drafts.len(), compression) => last,
+                    _ => {
+                        let frame = Frame::new(std::mem::take(&mut self.buffer));
+                        self.batches.push(Prepared::new(append.time(), frame));
+                        let Some(last) = self.batches.last_mut() else { return };
+                        last
+                    }
+                };
+                let before = batch.frame.body().len();
+                batch.add(append, guesses);
+                self.len += batch.frame.body().len() - before;
+            }
         }
-        for draft in &mut append.drafts {
-            draft.term = append.conditions.term.map(|(term, _)| term);
-        }
-        check_limits(&append)?;
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Bytes of all that is in it.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Takes all of it out.
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Prepared> {
+        (self.count, self.len) = (0, 0);
+        self.batches.drain(..)
+    }
+
+    /// Has a buffer used again.
+    pub(super) fn reuse(&mut self, buffer: Vec<u8>) {
+        self.buffer = buffer;
+    }
+}
+
+impl Append<'_> {
+    /// When its first record was appended.
+    fn time(&self) -> Time {
+        self.drafts.first().map_or_else(Time::default, |draft| draft.time)
+    }
+
+    /// What is to be seen to when its turn comes. Its records are in so many parts.
+    fn into_waiting(self, parts: usize) -> Waiting {
         let stream = |draft: &Draft<'_>| match draft.target {
             Target::Stream(id) => Some(id),
             Target::Open(_) | Target::Opened => None,
         };
-        let must_be_open = append.drafts.first().filter(|_| append.open).and_then(stream);
-        let ends = append.drafts.iter().find(|draft| draft.close).and_then(stream);
-        let durability = if append.buffered { Durability::Buffered } else { Durability::Durable };
-        let len = append.drafts.iter().map(Draft::max_len).sum();
-        let max_len = if compression.pays() { MAX_LOOSE_PACKED_LEN } else { MAX_LOOSE_LEN };
-        let content = if len <= max_len && append.conditions.key.is_none() {
-            guesses.pass(&append.drafts);
-            Content::Loose(append.drafts.into_iter().map(Draft::into_owned).collect(), len)
-        } else {
-            let wrong = guesses.guess(&mut append);
-            let encoded = Encoded::new(&append.drafts, durability, compression, (guesses, wrong))?;
-            Content::Encoded(Box::new(encoded))
-        };
-        let conditions = append.conditions;
-        Ok(Self { conditions, must_be_open, ends, content, durability, _place: append.place })
-    }
-
-    /// The most bytes that it adds to a body, or the body's own.
-    pub(super) fn max_len(&self) -> usize {
-        match &self.content {
-            Content::Loose(_, len) => *len,
-            Content::Encoded(encoded) => encoded.frame.body().len(),
+        Waiting {
+            must_be_open: self.drafts.first().filter(|_| self.open).and_then(stream),
+            ends: self.drafts.iter().find(|draft| draft.close).and_then(stream),
+            durability: if self.buffered { Durability::Buffered } else { Durability::Durable },
+            conditions: self.conditions,
+            parts,
+            _place: self.place,
         }
-    }
-
-    /// How many records it has.
-    pub(super) fn count(&self) -> usize {
-        match &self.content {
-            Content::Loose(drafts, _) => drafts.len(),
-            Content::Encoded(encoded) => encoded.count as usize,
-        }
-    }
-
-    /// The stream of the first record.
-    pub(super) fn first_target(&self) -> Option<&Target> {
-        match &self.content {
-            Content::Loose(drafts, _) => drafts.first().map(|draft| &draft.target),
-            Content::Encoded(encoded) => encoded.parts.first().map(|part| &part.target),
-        }
-    }
-
-    /// The stream of each record.
-    pub(super) fn targets(&self) -> Box<dyn Iterator<Item = &Target> + '_> {
-        match &self.content {
-            Content::Loose(drafts, _) => Box::new(drafts.iter().map(|draft| &draft.target)),
-            Content::Encoded(encoded) => Box::new(encoded.targets()),
-        }
-    }
-
-    /// Gives each record its sequence: `place` answers with that of the first of so many side by side in
-    /// one stream. What was encoded with others is encoded anew.
-    pub(super) fn place(&mut self, mut place: impl FnMut(&Target, u64) -> Result<Seq>) -> Result<()> {
-        match &mut self.content {
-            Content::Loose(drafts, _) => {
-                for draft in drafts {
-                    draft.seq = place(&draft.target, 1)?;
-                }
-            }
-            Content::Encoded(encoded) => {
-                let mut changed = false;
-                for Part { target, stretch } in &mut encoded.parts {
-                    let seq = place(target, stretch.count)?;
-                    if stretch.first_seq != seq {
-                        if !changed && let Target::Stream(id) = target {
-                            encoded.guesses.correct(*id, encoded.wrong, stretch.first_seq, seq);
-                        }
-                        changed = true;
-                        stretch.first_seq = seq;
-                    }
-                }
-                if changed {
-                    encoded.encode_anew()?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 
-impl Part {
-    /// Whether a record goes on with it.
-    fn is_followed_by(&self, draft: &Draft<'_>) -> bool {
-        draft.key.is_none()
-            && match (&self.target, &draft.target) {
-                (Target::Stream(id), Target::Stream(next)) => id == next,
-                (Target::Open(_) | Target::Opened, Target::Opened) => true,
-                _ => false,
-            }
+impl<'p> Ready<'p> {
+    /// Takes an append in. What is long is encoded here.
+    pub(super) fn new(mut append: Append<'p>, guesses: &Guesses, compression: &Compression) -> Result<Self> {
+        if let Some(first) = append.drafts.first_mut() {
+            first.key.clone_from(&append.conditions.key);
+        }
+        if let Some((term, _)) = append.conditions.term {
+            append.drafts.iter_mut().for_each(|draft| draft.term = Some(term));
+        }
+        let len = check_limits(&append)?;
+        let max_len = if compression.pays() { MAX_SMALL_PACKED_LEN } else { MAX_SMALL_LEN };
+        if len <= max_len && append.conditions.key.is_none() {
+            return Ok(Self::Small(append, len));
+        }
+        let frame = Frame::new(Vec::with_capacity(BATCH_HEADER_LEN + len));
+        let mut batch = Prepared::new(append.time(), frame);
+        batch.add(append, guesses);
+        batch.finish(compression);
+        Ok(Self::Alone(Box::new(batch)))
     }
 }
 
-impl Encoded {
-    fn new(
-        drafts: &[Draft<'_>],
-        durability: Durability,
-        compression: &Arc<Compression>,
-        (guesses, wrong): (&Arc<Guesses>, u64),
-    ) -> Result<Self> {
-        let time = drafts.first().map_or(Time::default(), |draft| draft.time);
-        let mut parts: Vec<Part> = Vec::new();
-        for (nth, draft) in drafts.iter().enumerate() {
-            let stretch = stretch_of(draft, Position(nth as u64), StreamId(0));
-            match parts.last_mut().filter(|last| last.is_followed_by(draft)) {
-                Some(last) => last.stretch.extend(&stretch),
-                None => parts.push(Part { target: draft.target.clone(), stretch }),
-            }
-        }
-        let mut frame = Frame::of(drafts, time);
-        let len = frame.body().len();
-        if len > MAX_BODY_LEN {
-            let message = format!("a batch of {len} bytes is over the limit of {MAX_BODY_LEN}");
-            return Err(Error::misuse(message));
-        }
-        frame.pack(count(drafts.len()), time, compression);
-        let sums = frame.sums();
-        let (compression, guesses) = (Arc::clone(compression), Arc::clone(guesses));
-        let count = count(drafts.len());
-        Ok(Self { count, parts, time, durability, frame, sums, compression, guesses, wrong })
-    }
-
-    /// The stream of each record.
-    fn targets(&self) -> impl Iterator<Item = &Target> {
-        self.parts.iter().flat_map(|Part { target, stretch }| {
-            let rest = if let Target::Open(_) = target { &Target::Opened } else { target };
-            (0..stretch.count).map(move |nth| if nth == 0 { target } else { rest })
-        })
-    }
-
-    /// The sequence of each record.
-    fn seqs(&self) -> impl Iterator<Item = Seq> {
-        self.parts
-            .iter()
-            .flat_map(|part| (0..part.stretch.count).map(|nth| Seq(part.stretch.first_seq.0 + nth)))
-    }
-
-    /// The same records with the sequences that now stand in `parts`.
-    fn encode_anew(&mut self) -> Result<()> {
-        let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
-        let mut drafts = Vec::with_capacity(self.count as usize);
-        // Where it will stand is not known yet. No record may name a stream above its own position,
-        // so it is read as if it stood above all of them.
-        let heads = self.targets().zip(self.seqs());
-        for (record, (target, seq)) in Records::new(&header, self.frame.body()).zip(heads) {
-            let record = record
-                .map_err(|flaw| Error::misuse(format!("a batch cannot be read back: {}", flaw.describe())))?;
-            drafts.push(Draft {
-                target: target.clone(),
-                seq,
-                kind: record.kind,
-                version: record.version,
-                close: record.closes,
-                more: record.more,
-                time: record.time,
-                created: Some(record.created),
-                key: record.key.map(<[u8]>::to_vec),
-                term: record.term,
-                payload: record.payload.into(),
-            });
-        }
-        let mut frame = Frame::of(&drafts, self.time);
-        frame.pack(count(drafts.len()), self.time, &self.compression);
-        (self.sums, self.frame) = (frame.sums(), frame);
-        Ok(())
-    }
-
-    /// Its header, but for the chain hash.
-    pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
-        let durability = self.durability;
-        let header = self.frame.header(self.sums, self.count, self.time, first_position, durable_upto);
-        BatchHeader { durability, ..header }
-    }
-
-    pub(super) fn body(&self) -> &[u8] {
-        self.frame.body()
-    }
-
-    /// Its bytes, and what the index wants to know of a batch that begins at this position.
-    pub(super) fn into_parts(self, first: Position) -> (Frame, Vec<Stretch>) {
-        let mut opened = StreamId(0);
-        let place = |Part { target, stretch }| {
-            let first_position = Position(first.0 + stretch.first_position.0);
-            let stream = resolve(&target, first_position, &mut opened);
-            Stretch { stream, first_position, ..stretch }
-        };
-        (self.frame, self.parts.into_iter().map(place).collect())
-    }
-}
-
-impl Shared {
-    /// A batch whose first record has this time, in a buffer that is not needed any more.
-    pub(super) fn new(base: Time, buffer: Vec<u8>) -> Self {
-        let (durability, stretches) = (Durability::Buffered, Vec::new());
-        Self { base, count: 0, durability, frame: Frame::new(buffer), stretches }
+impl Prepared {
+    /// An empty one, whose first record has this time.
+    fn new(time: Time, frame: Frame) -> Self {
+        Self { time, count: 0, waiting: Vec::new(), parts: Vec::new(), frame, sums: None }
     }
 
     /// Whether so much more fits.
-    pub(super) fn takes(&self, len: usize, count: usize, compression: &Compression) -> bool {
+    fn takes(&self, len: usize, count: usize, compression: &Compression) -> bool {
         let max_len = if compression.pays() { MAX_SHARED_PACKED_LEN } else { MAX_SHARED_LEN };
         let (len, count) = (self.frame.body().len() + len, self.count as usize + count);
-        len <= max_len && count <= MAX_BATCH_RECORDS as usize
+        self.sums.is_none() && len <= max_len && count <= MAX_BATCH_RECORDS as usize
     }
 
-    /// Puts records at the end, the first of which gets this position.
-    pub(super) fn add(&mut self, drafts: &[Draft<'_>], first: Position, durability: Durability) {
-        if durability == Durability::Durable {
-            self.durability = durability;
+    /// Puts an append at the end.
+    fn add(&mut self, mut append: Append<'_>, guesses: &Guesses) {
+        let before = self.parts.len();
+        guesses.guess(&mut append, &mut self.parts);
+        append.drafts.iter().for_each(|draft| draft.encode(self.time, &mut self.frame.plain));
+        self.count += count(append.drafts.len());
+        self.waiting.push(append.into_waiting(self.parts.len() - before));
+    }
+
+    /// Nothing more is put at the end.
+    fn finish(&mut self, compression: &Compression) -> Sums {
+        if let Some(sums) = self.sums {
+            return sums;
         }
-        let mut opened = StreamId(0);
-        for (draft, position) in drafts.iter().zip((first.0..).map(Position)) {
-            draft.encode(self.base, &mut self.frame.plain);
-            let stream = resolve(&draft.target, position, &mut opened);
-            stretch_of(draft, position, stream).put(&mut self.stretches);
-        }
-        self.count += count(drafts.len());
+        self.frame.pack(self.count, self.time, compression);
+        *self.sums.insert(self.frame.sums())
     }
 
     /// How many records it has.
@@ -376,17 +263,183 @@ impl Shared {
         self.frame.len()
     }
 
-    /// The batch, whose header lacks the chain hash.
+    /// The body, decoded.
+    pub(super) fn body(&self) -> &[u8] {
+        self.frame.body()
+    }
+
+    /// The appends in it.
+    pub(super) fn waiting(&self) -> &[Waiting] {
+        &self.waiting
+    }
+
+    /// The key of the append that has this batch for itself.
+    pub(super) fn key(&self) -> Option<&Vec<u8>> {
+        self.waiting.first().and_then(|first| first.conditions.key.as_ref())
+    }
+
+    /// Each append with its records.
+    pub(super) fn appends(&mut self) -> impl Iterator<Item = (&Waiting, &mut [Part])> {
+        let mut rest = &mut *self.parts;
+        self.waiting.iter().map(move |waiting| {
+            let own;
+            (own, rest) = std::mem::take(&mut rest).split_at_mut(waiting.parts);
+            (waiting, own)
+        })
+    }
+
+    /// How many records each append has, and the stream of its first.
+    pub(super) fn extents(&self) -> impl Iterator<Item = (u64, Option<&Target>)> {
+        let mut rest = &*self.parts;
+        self.waiting.iter().map(move |waiting| {
+            let own;
+            (own, rest) = rest.split_at(waiting.parts);
+            (own.iter().map(Part::count).sum(), own.first().map(|part| &part.target))
+        })
+    }
+
+    /// The stream of each record.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.parts.iter().flat_map(Part::targets)
+    }
+
+    /// The same with the sequences that its parts have now, and without those appends that are not kept.
+    pub(super) fn encode_anew(&mut self, kept: &[bool], compression: &Compression) -> Result<()> {
+        let packed = self.sums.is_some();
+        let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
+        let old = std::mem::replace(&mut self.frame, Frame::new(Vec::new()));
+        // Where it will stand is not known yet. No record may name a stream above its own position,
+        // so it is read as if it stood above all of them.
+        let mut records = Records::new(&header, old.body());
+        let (mut drafts, mut waiting, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut old_parts = std::mem::take(&mut self.parts).into_iter();
+        for (append, kept) in std::mem::take(&mut self.waiting).into_iter().zip(kept) {
+            for part in old_parts.by_ref().take(append.parts) {
+                let heads = part.targets().zip(part.seqs());
+                for ((target, seq), record) in heads.zip(records.by_ref()) {
+                    let record = record.map_err(|flaw| {
+                        Error::misuse(format!("a batch cannot be read back: {}", flaw.describe()))
+                    })?;
+                    if !kept {
+                        continue;
+                    }
+                    drafts.push(Draft {
+                        target: target.clone(),
+                        seq,
+                        kind: record.kind,
+                        version: record.version,
+                        close: record.closes,
+                        more: record.more,
+                        time: record.time,
+                        created: Some(record.created),
+                        key: record.key.map(<[u8]>::to_vec),
+                        term: record.term,
+                        payload: record.payload.into(),
+                    });
+                }
+                parts.extend(kept.then_some(part));
+            }
+            waiting.extend(kept.then_some(append));
+        }
+        self.time = drafts.first().map_or(self.time, |draft| draft.time);
+        self.count = count(drafts.len());
+        drafts.iter().for_each(|draft| draft.encode(self.time, &mut self.frame.plain));
+        (self.waiting, self.parts, self.sums) = (waiting, parts, None);
+        if packed {
+            self.finish(compression);
+        }
+        Ok(())
+    }
+
+    /// Its header, but for the chain hash.
+    pub(super) fn header(&self, first_position: Position, durable_upto: Position) -> BatchHeader {
+        let sums = self.sums.unwrap_or(Sums { crc: 0, digest: [0; 32] });
+        let waited_for = self.waiting.iter().any(|append| append.durability == Durability::Durable);
+        BatchHeader {
+            codec: if self.frame.packed.is_some() { Codec::Lz4 } else { Codec::None },
+            durability: if waited_for { Durability::Durable } else { Durability::Buffered },
+            // Within their limit, as they were when it was handed in.
+            body_len: u32::try_from(self.frame.stored().len() - BATCH_HEADER_LEN).unwrap_or(u32::MAX),
+            decoded_len: u32::try_from(self.frame.body().len()).unwrap_or(u32::MAX),
+            count: self.count,
+            body_crc: sums.crc,
+            first_position,
+            time: self.time,
+            durable_upto,
+            body_digest: sums.digest,
+            chain: [0; 32],
+        }
+    }
+
+    /// The batch for this place: its header, which lacks the chain hash, its bytes, and what the index wants
+    /// to know of it.
     pub(super) fn close(
         mut self,
         first_position: Position,
         durable_upto: Position,
         compression: &Compression,
     ) -> (BatchHeader, Frame, Vec<Stretch>) {
-        self.frame.pack(self.count, self.base, compression);
-        let header =
-            self.frame.header(self.frame.sums(), self.count, self.base, first_position, durable_upto);
-        (BatchHeader { durability: self.durability, ..header }, self.frame, self.stretches)
+        self.finish(compression);
+        let header = self.header(first_position, durable_upto);
+        let (mut position, mut opened) = (first_position, StreamId(0));
+        let mut stretches = Vec::with_capacity(self.parts.len());
+        for Part { target, stretch, .. } in self.parts {
+            let stream = resolve(&target, position, &mut opened);
+            Stretch { stream, first_position: position, ..stretch }.put(&mut stretches);
+            position = Position(position.0 + stretch.count);
+        }
+        (header, self.frame, stretches)
+    }
+}
+
+impl Part {
+    /// The record, which is the first of its part.
+    fn of(draft: &Draft<'_>, wrong: u64) -> Self {
+        let stretch = stretch_of(draft, Position::ZERO, StreamId(0));
+        Self { target: draft.target.clone(), stretch, wrong }
+    }
+
+    /// Whether a record goes on with it.
+    fn is_followed_by(&self, draft: &Draft<'_>) -> bool {
+        draft.key.is_none()
+            && match (&self.target, &draft.target) {
+                (Target::Stream(id), Target::Stream(next)) => id == next,
+                (Target::Open(_) | Target::Opened, Target::Opened) => true,
+                _ => false,
+            }
+    }
+
+    /// How many records it has.
+    pub(super) fn count(&self) -> u64 {
+        self.stretch.count
+    }
+
+    /// Its stream, where that was opened before.
+    pub(super) fn stream(&self) -> Option<StreamId> {
+        if let Target::Stream(id) = self.target { Some(id) } else { None }
+    }
+
+    /// The stream of each record.
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        let rest = if let Target::Open(_) = self.target { &Target::Opened } else { &self.target };
+        (0..self.stretch.count).map(move |nth| if nth == 0 { &self.target } else { rest })
+    }
+
+    /// The sequence of each record.
+    fn seqs(&self) -> impl Iterator<Item = Seq> {
+        (0..self.stretch.count).map(|nth| Seq(self.stretch.first_seq.0 + nth))
+    }
+
+    /// Gives its first record this sequence. Answers whether it was thought to get another one: then the
+    /// batch has to be encoded anew.
+    pub(super) fn place(&mut self, seq: Seq, guesses: &Guesses) -> bool {
+        let thought = std::mem::replace(&mut self.stretch.first_seq, seq);
+        if let Target::Stream(id) = self.target
+            && thought != seq
+        {
+            guesses.correct(id, self.wrong, thought, seq);
+        }
+        thought != seq
     }
 }
 
@@ -395,13 +448,6 @@ impl Frame {
         buffer.clear();
         buffer.resize(BATCH_HEADER_LEN, 0);
         Self { plain: buffer, packed: None }
-    }
-
-    fn of(drafts: &[Draft<'_>], base: Time) -> Self {
-        let len = drafts.iter().map(Draft::max_len).sum::<usize>();
-        let mut frame = Self::new(Vec::with_capacity(BATCH_HEADER_LEN + len));
-        drafts.iter().for_each(|draft| draft.encode(base, &mut frame.plain));
-        frame
     }
 
     /// The body, decoded.
@@ -440,92 +486,61 @@ impl Frame {
         let crc = crc32fast::hash(&self.stored()[BATCH_HEADER_LEN..]);
         Sums { crc, digest: *blake3::hash(self.body()).as_bytes() }
     }
-
-    fn header(
-        &self,
-        sums: Sums,
-        count: u32,
-        time: Time,
-        first_position: Position,
-        durable_upto: Position,
-    ) -> BatchHeader {
-        BatchHeader {
-            codec: if self.packed.is_some() { Codec::Lz4 } else { Codec::None },
-            durability: Durability::Durable,
-            // Within their limit, as they were when it was handed in.
-            body_len: u32::try_from(self.stored().len() - BATCH_HEADER_LEN).unwrap_or(u32::MAX),
-            decoded_len: u32::try_from(self.body().len()).unwrap_or(u32::MAX),
-            count,
-            body_crc: sums.crc,
-            first_position,
-            time,
-            durable_upto,
-            body_digest: sums.digest,
-            chain: [0; 32],
-        }
-    }
 }
 
 impl Guesses {
-    /// Gives records the sequences they will have if nobody else writes to their streams. Answers how often
-    /// it was wrong before for the first of them.
-    fn guess(&self, append: &mut Append<'_>) -> u64 {
-        let mut guesses = hold(&self.last);
+    /// Gives records the sequences they will have if nobody else writes to their streams, and puts them behind
+    /// `parts`.
+    fn guess(&self, append: &mut Append<'_>, parts: &mut Vec<Part>) {
+        let mut guesses = hold(&self.0);
         if guesses.len() > MAX_GUESSED {
             guesses.clear();
         }
-        let mut wrong = None;
-        self.some.store(true, Ordering::Relaxed);
-        let mut opened = Seq::ZERO;
+        let before = parts.len();
+        let mut opened = Guess::default();
         for (nth, draft) in append.drafts.iter_mut().enumerate() {
-            let last = match &draft.target {
+            let guess = match &draft.target {
                 Target::Open(_) => {
-                    opened = Seq::ZERO;
+                    opened = Guess::default();
                     &mut opened
                 }
                 Target::Opened => &mut opened,
-                Target::Stream(id) => {
-                    let guess = guesses.entry(*id).or_default();
-                    wrong.get_or_insert(guess.wrong);
-                    &mut guess.last
-                }
+                Target::Stream(id) => guesses.entry(*id).or_default(),
             };
             if let Some(expected) = append.conditions.expected.filter(|_| nth == 0) {
-                *last = Seq(expected.0.saturating_sub(1));
+                guess.last = Seq(expected.0.saturating_sub(1));
             }
-            *last = Seq(last.0.saturating_add(1));
-            draft.seq = *last;
+            guess.last = Seq(guess.last.0.saturating_add(1));
+            draft.seq = guess.last;
+            let wrong = guess.wrong;
+            match parts
+                .get_mut(before..)
+                .and_then(<[Part]>::last_mut)
+                .filter(|part| part.is_followed_by(draft))
+            {
+                Some(part) => part.stretch.extend(&stretch_of(draft, Position::ZERO, StreamId(0))),
+                None => parts.push(Part::of(draft, wrong)),
+            }
         }
-        wrong.unwrap_or_default()
     }
 
     /// It was thought to be one sequence, and is another: so are those that are thought of from here on. Only
     /// once for all that were thought of before.
     fn correct(&self, id: StreamId, wrong: u64, thought: Seq, seq: Seq) {
-        if let Some(guess) = hold(&self.last).get_mut(&id).filter(|guess| guess.wrong == wrong) {
+        if let Some(guess) = hold(&self.0).get_mut(&id).filter(|guess| guess.wrong == wrong) {
             guess.last = Seq(guess.last.0.wrapping_sub(thought.0).wrapping_add(seq.0));
             guess.wrong += 1;
         }
     }
 
-    /// Records that get theirs later go by.
-    fn pass(&self, drafts: &[Draft<'_>]) {
-        if !self.some.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut guesses = hold(&self.last);
-        for draft in drafts {
-            if let Target::Stream(id) = draft.target
-                && let Some(guess) = guesses.get_mut(&id)
-            {
-                guess.last = Seq(guess.last.0.saturating_add(1));
-            }
-        }
+    /// A stream is known from its beginning.
+    pub(super) fn learn(&self, id: StreamId, last: Seq) {
+        hold(&self.0).insert(id, Guess { last, wrong: 0 });
     }
 
-    /// What was refused gets none.
-    pub(super) fn forget(&self) {
-        hold(&self.last).clear();
+    /// Nothing more is expected of a stream; or not what was, as some of it was refused.
+    pub(super) fn forget(&self, id: StreamId) {
+        hold(&self.0).remove(&id);
     }
 }
 
@@ -561,7 +576,8 @@ fn count(records: usize) -> u32 {
     u32::try_from(records).unwrap_or(u32::MAX)
 }
 
-fn check_limits(append: &Append<'_>) -> Result<()> {
+/// Refuses what could not be read again. Answers with the most bytes that its records take in a body.
+fn check_limits(append: &Append<'_>) -> Result<usize> {
     let refuse = |message: String| Err(Error::misuse(message));
     if append.drafts.is_empty() {
         return refuse("an append needs at least one record".to_owned());
@@ -569,7 +585,9 @@ fn check_limits(append: &Append<'_>) -> Result<()> {
     if append.drafts.len() > MAX_BATCH_RECORDS as usize {
         return refuse(format!("{} records are over the limit of {MAX_BATCH_RECORDS}", append.drafts.len()));
     }
+    let mut all = 0;
     for draft in &append.drafts {
+        all += draft.max_len();
         let len = draft.payload.len();
         if len > MAX_PAYLOAD_LEN {
             return refuse(format!("a record of {len} bytes is over the limit of {MAX_PAYLOAD_LEN}"));
@@ -586,7 +604,10 @@ fn check_limits(append: &Append<'_>) -> Result<()> {
             return refuse(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes"));
         }
     }
-    Ok(())
+    if all > MAX_BODY_LEN {
+        return refuse(format!("a batch of {all} bytes is over the limit of {MAX_BODY_LEN}"));
+    }
+    Ok(all)
 }
 
 #[cfg(test)]
@@ -615,32 +636,35 @@ mod tests {
     /// handed in before that showed.
     #[test]
     fn a_wrong_guess_is_made_once() {
-        let (guesses, compression) = (Arc::default(), Arc::new(Compression::new(u64::MAX)));
-        let hand_in = |lens: &[usize]| Waiting::new(append(lens), &guesses, &compression).unwrap();
+        let (guesses, compression) = (Guesses::default(), Compression::new(u64::MAX));
+        let hand_in = |lens: &[usize]| {
+            let mut arrivals = Arrivals::default();
+            arrivals.add(Ready::new(append(lens), &guesses, &compression).unwrap(), &guesses, &compression);
+            arrivals.take().next().unwrap()
+        };
         let mut last = 40;
-        let mut take_up = |waiting: &mut Waiting| {
-            let mut wrong = 0;
-            let Content::Encoded(encoded) = &waiting.content else { panic!("not encoded ahead") };
-            let thought: Vec<_> = encoded.seqs().collect();
-            waiting
-                .place(|_, count| {
-                    let first = last + 1;
-                    last += count;
-                    wrong += thought.iter().zip(first..).filter(|(thought, seq)| thought.0 != *seq).count();
-                    Ok(Seq(first))
-                })
-                .unwrap();
+        let mut take_up = |mut batch: Prepared| {
+            let mut wrong = false;
+            for (_, parts) in batch.appends() {
+                for part in parts {
+                    wrong |= part.place(Seq(last + 1), &guesses);
+                    last += part.count();
+                }
+            }
             wrong
         };
-        let mut queue: Vec<_> = (0..5).map(|_| hand_in(&[20_000, 20_000])).collect();
-        assert!(queue.iter_mut().all(|waiting| take_up(waiting) == 2), "handed in before it was known");
-        for _ in 0..5 {
-            assert_eq!(take_up(&mut hand_in(&[20_000, 20_000])), 0);
+        for len in [20_000, 20] {
+            let queue: Vec<_> = (0..5).map(|_| hand_in(&[len, len])).collect();
+            assert!(queue.into_iter().all(&mut take_up), "handed in before it was known");
+            for _ in 0..5 {
+                assert!(!take_up(hand_in(&[len, len])));
+            }
+            // Somebody else writes to it in between.
+            drop(hand_in(&[30]));
+            let queue: Vec<_> = (0..5).map(|_| hand_in(&[len])).collect();
+            assert!(queue.into_iter().all(&mut take_up));
+            assert!(!take_up(hand_in(&[len])));
+            guesses.forget(StreamId(7));
         }
-        // Somebody else writes to it in between.
-        drop(hand_in(&[30_000]));
-        let mut queue: Vec<_> = (0..5).map(|_| hand_in(&[20_000])).collect();
-        assert!(queue.iter_mut().all(|waiting| take_up(waiting) == 1));
-        assert_eq!(take_up(&mut hand_in(&[20_000])), 0);
     }
 }

@@ -20,21 +20,27 @@ const LONG_GROUP_LEN: usize = 1 << 20;
 /// What is done for a group, by one thread at a time.
 pub(super) trait Commit {
     /// What is handed in.
-    type Append: Debug;
-    /// What becomes of it.
+    type Collected: Collected;
+    /// What becomes of each of it.
     type Answer: Debug;
 
-    /// Commits a group. Gives an answer for each, in order.
-    fn commit(&mut self, group: Vec<Self::Append>) -> Vec<Self::Answer>;
-
-    /// Bytes that it keeps in memory while it waits.
-    fn len(append: &Self::Append) -> usize;
+    /// Commits a group, and leaves nothing in it. Gives an answer for each, in order.
+    fn commit(&mut self, group: &mut Self::Collected) -> Vec<Self::Answer>;
 
     /// Told outside of any lock, how many were answered.
     fn answered(count: usize);
 
     /// The answer to whom a commit that panicked has left without one.
     fn lost() -> Self::Answer;
+}
+
+/// What was handed in, in order.
+pub(super) trait Collected: Debug + Default {
+    /// How many times something was.
+    fn count(&self) -> usize;
+
+    /// Bytes that it keeps in memory while it waits.
+    fn len(&self) -> usize;
 }
 
 /// The queue in front of what commits.
@@ -50,9 +56,9 @@ pub(super) struct Commits<C: Commit> {
 
 #[derive(Debug)]
 struct Queue<C: Commit> {
-    waiting: Vec<C::Append>,
-    /// Bytes of what waits.
-    len: usize,
+    waiting: C::Collected,
+    /// What the group before was collected in, to be used again.
+    spare: C::Collected,
     /// Where those who wait get their answers.
     group: Arc<Group<C::Answer>>,
     /// Somebody commits the group before.
@@ -105,8 +111,8 @@ pub(super) struct Place<C: Commit> {
 impl<C: Commit> Commits<C> {
     pub(super) fn new(core: C) -> Self {
         let queue = Queue {
-            waiting: Vec::new(),
-            len: 0,
+            waiting: C::Collected::default(),
+            spare: C::Collected::default(),
             group: Arc::default(),
             leading: false,
             turns_wanted: 0,
@@ -128,29 +134,30 @@ impl<C: Commit> Commits<C> {
         hold(&self.core)
     }
 
-    /// Hands in. Never waits for a commit.
-    pub(super) fn hand_in(&self, append: C::Append) -> Place<C> {
+    /// Hands in what `add` puts behind the rest, by itself: never waits for a commit. Answers with the bytes
+    /// that wait by then, too.
+    pub(super) fn hand_in(&self, add: impl FnOnce(&mut C::Collected)) -> (Place<C>, usize) {
         let mut queue = hold(&self.queue);
-        queue.len += C::len(&append);
-        queue.waiting.push(append);
-        let place = Place { group: Arc::clone(&queue.group), nth: queue.waiting.len() - 1 };
-        let idle = queue.idle > 0;
+        let nth = queue.waiting.count();
+        add(&mut queue.waiting);
+        let place = Place { group: Arc::clone(&queue.group), nth };
+        let (idle, len) = (queue.idle > 0, queue.waiting.len());
         drop(queue);
         if idle {
             self.arrived.notify_all();
         }
-        place
+        (place, len)
     }
 
     /// Bytes of what waits to be committed.
     pub(super) fn waiting_len(&self) -> usize {
-        hold(&self.queue).len
+        hold(&self.queue).waiting.len()
     }
 
     /// Commits everything handed in so far.
     pub(super) fn flush(&self) {
         let mut queue = hold(&self.queue);
-        while queue.leading || !queue.waiting.is_empty() {
+        while queue.leading || queue.waiting.count() > 0 {
             queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
         }
     }
@@ -161,7 +168,7 @@ impl<C: Commit> Commits<C> {
     pub(super) fn serve(&self, stop: &dyn Fn() -> bool) {
         let mut queue = hold(&self.queue);
         loop {
-            if !queue.waiting.is_empty() {
+            if queue.waiting.count() > 0 {
                 queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
             } else if stop() {
                 return;
@@ -213,18 +220,23 @@ impl<C: Commit> Commits<C> {
         let mut queue = queue;
         queue.leading = true;
         queue = self.linger(queue);
-        let appends = std::mem::take(&mut queue.waiting);
+        let spare = std::mem::take(&mut queue.spare);
+        let mut taken = std::mem::replace(&mut queue.waiting, spare);
         let group = std::mem::take(&mut queue.group);
-        (queue.len, queue.before) = (0, appends.len());
+        let count = taken.count();
+        queue.before = count;
         drop(queue);
-        let count = appends.len();
         // A bug must not keep anybody waiting for ever, and what is behind the queue has to tell by itself
         // what is left of it.
-        let answers = catch_unwind(AssertUnwindSafe(|| hold(&self.core).commit(appends))).unwrap_or_default();
+        let commit = || hold(&self.core).commit(&mut taken);
+        let answers = catch_unwind(AssertUnwindSafe(commit)).unwrap_or_default();
         C::answered(count);
         // Whoever leads next goes on while all those are woken, which takes about as long as a short sync.
         let mut queue = hold(&self.queue);
         queue.leading = false;
+        if taken.count() == 0 {
+            queue.spare = taken;
+        }
         let next = queue.turns_wanted > 0;
         drop(queue);
         if next {
@@ -246,7 +258,7 @@ impl<C: Commit> Commits<C> {
     /// costs more than that.
     fn linger<'q>(&'q self, mut queue: MutexGuard<'q, Queue<C>>) -> MutexGuard<'q, Queue<C>> {
         let wanted = queue.before;
-        if wanted < 2 || queue.waiting.len() >= wanted || queue.len >= LONG_GROUP_LEN {
+        if wanted < 2 || queue.waiting.count() >= wanted || queue.waiting.len() >= LONG_GROUP_LEN {
             queue.in_vain = 0;
             return queue;
         }
@@ -255,14 +267,14 @@ impl<C: Commit> Commits<C> {
             return queue;
         }
         for _ in 0..LINGER {
-            if queue.waiting.len() >= wanted {
+            if queue.waiting.count() >= wanted {
                 break;
             }
             drop(queue);
             yield_now();
             queue = hold(&self.queue);
         }
-        if queue.waiting.len() >= wanted {
+        if queue.waiting.count() >= wanted {
             queue.in_vain = 0;
         } else {
             queue.in_vain = (queue.in_vain + 1).min(MAX_SKIPPED.ilog2());
@@ -317,17 +329,27 @@ mod tests {
         Lost,
     }
 
+    impl Collected for Vec<u32> {
+        fn count(&self) -> usize {
+            Self::len(self)
+        }
+
+        fn len(&self) -> usize {
+            self.iter().map(|n| *n as usize).sum()
+        }
+    }
+
     impl Commit for Fake {
-        type Append = u32;
+        type Collected = Vec<u32>;
         type Answer = Told;
 
-        fn commit(&mut self, group: Vec<u32>) -> Vec<Told> {
+        fn commit(&mut self, group: &mut Vec<u32>) -> Vec<Told> {
             assert!(!group.is_empty(), "nobody leads for nothing");
             // Others hand in meanwhile.
             thread::yield_now();
             self.groups.push(group.len());
             let mut answers = Vec::new();
-            for append in group {
+            for append in group.drain(..) {
                 if self.panics_at == Some(append) {
                     self.poisoned = true;
                     std::panic::resume_unwind(Box::new("a bug"));
@@ -337,10 +359,6 @@ mod tests {
             }
             thread::yield_now();
             answers
-        }
-
-        fn len(append: &u32) -> usize {
-            *append as usize
         }
 
         fn answered(_: usize) {}
@@ -354,6 +372,10 @@ mod tests {
         Arc::new(Commits::new(fake))
     }
 
+    fn hand_in(commits: &Commits<Fake>, append: u32) -> Place<Fake> {
+        commits.hand_in(|collected| collected.push(append)).0
+    }
+
     #[test]
     fn everybody_gets_the_answer_to_what_was_handed_in() {
         in_all_orders(|| {
@@ -363,7 +385,7 @@ mod tests {
                     let commits = Arc::clone(&commits);
                     thread::spawn(move || {
                         (0..3)
-                            .map(|n| (10 * thread + n, commits.wait(commits.hand_in(10 * thread + n))))
+                            .map(|n| (10 * thread + n, commits.wait(hand_in(&commits, 10 * thread + n))))
                             .collect()
                     })
                 })
@@ -392,9 +414,9 @@ mod tests {
             let commits = commits(Fake::default());
             let other = {
                 let commits = Arc::clone(&commits);
-                thread::spawn(move || commits.wait(commits.hand_in(9)))
+                thread::spawn(move || commits.wait(hand_in(&commits, 9)))
             };
-            let places: Vec<_> = (0..4).map(|n| commits.hand_in(n)).collect();
+            let places: Vec<_> = (0..4).map(|n| hand_in(&commits, n)).collect();
             let told: Vec<_> = places.into_iter().map(|place| commits.wait(place)).collect();
             other.join().unwrap();
             assert!(told.is_sorted_by_key(|answer| match answer {
@@ -414,13 +436,13 @@ mod tests {
     fn what_nobody_waits_for_is_committed_by_who_comes_next() {
         in_all_orders(|| {
             let commits = commits(Fake::default());
-            drop(commits.hand_in(1));
+            drop(hand_in(&commits, 1));
             let other = {
                 let commits = Arc::clone(&commits);
-                thread::spawn(move || drop(commits.hand_in(2)))
+                thread::spawn(move || drop(hand_in(&commits, 2)))
             };
             assert_eq!(
-                commits.wait(commits.hand_in(3)),
+                commits.wait(hand_in(&commits, 3)),
                 commits.core().committed.iter().position(|n| *n == 3).map(Told::At).unwrap()
             );
             other.join().unwrap();
@@ -435,13 +457,13 @@ mod tests {
     fn what_was_handed_in_first_is_committed_first() {
         in_all_orders(|| {
             let commits = commits(Fake::default());
-            drop(commits.hand_in(1));
+            drop(hand_in(&commits, 1));
             let other = {
                 let commits = Arc::clone(&commits);
                 thread::spawn(move || commits.flush())
             };
             thread::yield_now();
-            let _ = commits.wait(commits.hand_in(2));
+            let _ = commits.wait(hand_in(&commits, 2));
             other.join().unwrap();
             assert_eq!(commits.core().committed, [1, 2]);
         });
@@ -483,13 +505,13 @@ mod tests {
             };
             let task = {
                 let commits = Arc::clone(&commits);
-                thread::spawn(move || block_on(&commits.hand_in(1)))
+                thread::spawn(move || block_on(&hand_in(&commits, 1)))
             };
             // One that waits as a thread does, beside them.
-            let told = commits.wait(commits.hand_in(2));
+            let told = commits.wait(hand_in(&commits, 2));
             assert!(matches!(told, Told::At(_)));
             assert!(matches!(task.join().unwrap(), Told::At(_)));
-            drop(commits.hand_in(3));
+            drop(hand_in(&commits, 3));
             stop.store(true, Ordering::SeqCst);
             commits.nudge();
             server.join().unwrap();
@@ -515,7 +537,7 @@ mod tests {
                     let (commits, due) = (Arc::clone(&commits), Arc::clone(&due));
                     thread::spawn(move || {
                         for m in [n, n + 10] {
-                            drop(commits.hand_in(m));
+                            drop(hand_in(&commits, m));
                             due.ask(usize::try_from(m).unwrap() << 20);
                         }
                     })
@@ -538,13 +560,13 @@ mod tests {
             let threads: Vec<_> = [4, 5, 6]
                 .map(|n| {
                     let commits = Arc::clone(&commits);
-                    thread::spawn(move || commits.wait(commits.hand_in(n)))
+                    thread::spawn(move || commits.wait(hand_in(&commits, n)))
                 })
                 .into_iter()
                 .collect();
             let told: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
             assert_eq!(told[1], Told::Lost);
-            assert_eq!(commits.wait(commits.hand_in(7)), Told::Poisoned);
+            assert_eq!(commits.wait(hand_in(&commits, 7)), Told::Poisoned);
         });
     }
 
@@ -553,7 +575,7 @@ mod tests {
     fn a_group_that_was_answered_is_not_waited_for_in_vain_for_ever() {
         let commits = commits(Fake::default());
         let together = |count: u32| {
-            let places: Vec<_> = (0..count).map(|n| commits.hand_in(n)).collect();
+            let places: Vec<_> = (0..count).map(|n| hand_in(&commits, n)).collect();
             places.into_iter().for_each(|place| {
                 commits.wait(place);
             });

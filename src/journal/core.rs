@@ -4,6 +4,7 @@ mod admission;
 mod giving_up;
 mod group;
 
+use super::append::Guesses;
 use super::compression::Compression;
 use super::index;
 use super::mark::{Lock, MarkFile, MarkView, Standing, create_mark};
@@ -45,6 +46,7 @@ pub(super) struct Core {
     filler: Filler,
     written: Written,
     pub(super) compression: Arc<Compression>,
+    pub(super) guesses: Arc<Guesses>,
     /// A buffer for the next group.
     buffer: Vec<u8>,
     /// What others are told.
@@ -93,6 +95,7 @@ impl Core {
             view: None,
             filler: Filler::default(),
             compression: Arc::new(Compression::new(options.compress_from)),
+            guesses: Arc::default(),
             written: Written::default(),
             buffer: Vec::new(),
             told: Arc::default(),

@@ -63,7 +63,7 @@ impl Stretch {
         }
     }
 
-    fn last_seq(&self) -> Seq {
+    pub(crate) fn last_seq(&self) -> Seq {
         Seq(self.first_seq.0 + (self.count - 1))
     }
 

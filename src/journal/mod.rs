@@ -31,9 +31,9 @@ pub use spare::Spares;
 pub use verify::{Verdict, Verification};
 
 pub(crate) use self::append::{Append, Queued};
-use self::append::{Guesses, Waiting};
+use self::append::{Arrivals, Guesses, Ready};
 use self::bell::Bell;
-use self::commit::{Commit, Commits, Place};
+use self::commit::{Collected, Commit, Commits, Place};
 use self::compression::Compression;
 use self::core::{Answer, Core};
 pub(crate) use self::due::Due;
@@ -226,16 +226,22 @@ impl Told {
     }
 }
 
-impl Commit for Core {
-    type Append = Waiting;
-    type Answer = Answer;
-
-    fn commit(&mut self, group: Vec<Waiting>) -> Vec<Answer> {
-        Self::commit(self, group)
+impl Collected for Arrivals {
+    fn count(&self) -> usize {
+        Self::count(self)
     }
 
-    fn len(append: &Waiting) -> usize {
-        append.max_len()
+    fn len(&self) -> usize {
+        Self::len(self)
+    }
+}
+
+impl Commit for Core {
+    type Collected = Arrivals;
+    type Answer = Answer;
+
+    fn commit(&mut self, arrivals: &mut Arrivals) -> Vec<Answer> {
+        Self::commit(self, arrivals)
     }
 
     fn answered(count: usize) {
@@ -275,8 +281,8 @@ impl Journal {
         let report = core.locked(|_, report| Ok(report.clone()))?;
         let told = Arc::clone(&core.told);
         let compression = Arc::clone(&core.compression);
-        let (commits, guesses) = (Commits::new(core), Arc::default());
-        let shared = Shared { commits, guesses, compression, told };
+        let guesses = Arc::clone(&core.guesses);
+        let shared = Shared { commits: Commits::new(core), guesses, compression, told };
         Ok((Self(Arc::new(shared)), report))
     }
 
@@ -292,16 +298,19 @@ impl Journal {
     }
 
     /// Hands an append in. It is committed by whoever waits next; dropping the ticket does not take
-    /// it back. Where too much waits already, that is committed first, unless it comes out of a queue.
+    /// it back. Where too much waits by then, that is committed here, unless it comes out of a queue.
     pub(crate) fn submit(&self, append: Append<'_>) -> Result<Ticket> {
         let queued = append.place.is_some();
-        let append = Waiting::new(append, &self.0.guesses, &self.0.compression)?;
-        if !queued && self.0.commits.waiting_len() + append.max_len() > MAX_WAITING_LEN {
-            self.flush();
-        }
+        let append = Ready::new(append, &self.0.guesses, &self.0.compression)?;
         // Told first: it must not be told later than its answer.
         observe::accepted();
-        Ok(Ticket { journal: self.clone(), place: self.0.commits.hand_in(append) })
+        let add = |arrivals: &mut Arrivals| arrivals.add(append, &self.0.guesses, &self.0.compression);
+        let (place, len) = self.0.commits.hand_in(add);
+        let ticket = Ticket { journal: self.clone(), place };
+        if !queued && len > MAX_WAITING_LEN {
+            self.flush();
+        }
+        Ok(ticket)
     }
 
     /// Has room for so many bytes, in blocks that were written before: in spare segments, filled by the caller
@@ -416,21 +425,11 @@ impl Ticket {
     /// The answer, if it is there, for a task; somebody has to [`serve`](Journal::serve).
     #[cfg(feature = "tokio")]
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Receipt>> {
-        Commits::poll(&self.place, context).map(|answer| self.journal.0.heard(answer))
+        Commits::poll(&self.place, context)
     }
 
     /// Waits until the append is durable or refused.
     pub(crate) fn wait(self) -> Result<Receipt> {
-        self.journal.0.heard(self.journal.0.commits.wait(self.place))
-    }
-}
-
-impl Shared {
-    /// Passes an answer on.
-    fn heard(&self, answer: Answer) -> Answer {
-        if answer.is_err() {
-            self.guesses.forget();
-        }
-        answer
+        self.journal.0.commits.wait(self.place)
     }
 }

@@ -199,7 +199,7 @@ fn a_burst_on_both_channels_keeps_its_bytes_and_its_syncs_are_few() {
 #[test]
 fn a_long_line_and_much_output_come_through() {
     let place = Place::new();
-    let script = "head -c 20000000 /dev/zero | tr '\\0' x";
+    let script = "head -c 15000000 /dev/urandom | base64 -w 0";
     let recorded = place.record("line", script);
     assert_eq!(recorded.stdout.len(), 20_000_000);
     assert_eq!(fs::metadata(place.data().join("runs/t/line/stdout.log")).unwrap().len(), 20_000_000);
@@ -597,7 +597,7 @@ fn output_is_followed_while_it_comes_and_ends_with_the_run() {
 fn damage_in_a_sealed_segment_is_told_by_every_command() {
     let place = Place::new();
     place.record("a", "echo one");
-    place.record("b", "head -c 400000 /dev/zero");
+    place.record("b", "head -c 400000 /dev/urandom");
     place.record("c", "echo three");
     assert!(place.segment(2).exists());
     fs::remove_file(place.segment(1)).unwrap();

@@ -338,7 +338,7 @@ fn files_of_one_run_that_cannot_be_written_hold_up_no_other() {
 fn what_cannot_be_noted_in_the_cache_stops_no_recording() {
     let place = Place::new();
     place.record("a", "echo one");
-    place.record("b", "head -c 400000 /dev/zero");
+    place.record("b", "head -c 400000 /dev/urandom");
     place.record("c", "echo three");
     assert!(place.segment(2).exists());
     let projected = place.data().join("cache/projected");

@@ -4,24 +4,58 @@ use super::group::Group;
 use super::{Core, next_seq};
 use crate::error::{Conflict, Error, Result};
 use crate::format::{Records, Target, WireRecord};
-use crate::journal::append::{Content, Waiting};
+use crate::journal::append::{Part, Prepared, Waiting};
 use crate::journal::{Receipt, Scope};
 use crate::position::{Position, Seq, StreamId};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 impl Core {
-    /// Gives every record its sequence, refusing what does not fit. Answers with the last one.
-    pub(super) fn check(&mut self, group: &mut Group, append: &mut Waiting) -> Result<Seq> {
+    /// Gives every record its sequence. Answers with the last one of each append that is not refused, and
+    /// whether any of them is another than it was thought to be.
+    pub(super) fn admit(
+        &mut self,
+        group: &mut Group,
+        batch: &mut Prepared,
+        refuse: &mut dyn FnMut(usize, Error),
+    ) -> (Vec<Option<Seq>>, bool) {
+        let guesses = Arc::clone(&self.guesses);
+        let (mut last_seqs, mut changed) = (Vec::with_capacity(batch.waiting().len()), false);
+        for (nth, (append, parts)) in batch.appends().enumerate() {
+            match self.check(group, append, parts, &mut |part, seq| changed |= part.place(seq, &guesses)) {
+                Ok(last_seq) => {
+                    append.ends.iter().for_each(|id| guesses.forget(*id));
+                    last_seqs.push(Some(last_seq));
+                }
+                Err(error) => {
+                    parts.iter().filter_map(Part::stream).for_each(|id| guesses.forget(id));
+                    refuse(nth, error);
+                    last_seqs.push(None);
+                }
+            }
+        }
+        (last_seqs, changed)
+    }
+
+    /// Gives the records of an append their sequences, unless it does not fit. Answers with the last one.
+    fn check(
+        &mut self,
+        group: &mut Group,
+        append: &Waiting,
+        parts: &mut [Part],
+        place: &mut dyn FnMut(&mut Part, Seq),
+    ) -> Result<Seq> {
         let mut opened: Option<Seq> = None;
         let mut last_seq = Seq::ZERO;
-        // The stream of the record before, and those before it: records of one mostly stand side by side.
+        // The stream of the records before, and those before it: records of one mostly stand side by side.
         let mut current: Option<(StreamId, Seq)> = None;
         let mut streams: BTreeMap<StreamId, Seq> = BTreeMap::new();
         let mut names = Vec::new();
         let expected = append.conditions.expected;
         let mut first = true;
-        append.place(|target, count| {
-            let seq = match target {
+        for part in &mut *parts {
+            let count = part.count();
+            let seq = match &part.target {
                 Target::Open(name) => {
                     let taken = group.names.contains(name) || names.contains(name);
                     if taken || self.view()?.find_name(name)?.is_some() {
@@ -66,8 +100,8 @@ impl Core {
                     .hint("Another process has written to it; nothing of this append was."));
             }
             last_seq = Seq(seq.0 + (count - 1));
-            Ok(seq)
-        })?;
+            place(part, seq);
+        }
         if let Some(id) = append.must_be_open {
             let state = self.view()?.stream(id)?;
             if group.ended.contains(&id) || state.is_some_and(|state| !state.open) {
@@ -75,7 +109,7 @@ impl Core {
                     .hint("Nothing of this append was written."));
             }
         }
-        self.check_term(group, append)?;
+        self.check_term(group, append, parts)?;
         group.streams.extend(streams);
         group.streams.extend(current);
         group.ended.extend(append.ends);
@@ -85,14 +119,12 @@ impl Core {
     }
 
     /// Refuses an append of a conductor that another has taken over from.
-    fn check_term(&mut self, group: &mut Group, append: &Waiting) -> Result<()> {
+    fn check_term(&mut self, group: &mut Group, append: &Waiting, parts: &[Part]) -> Result<()> {
         let Some((given, scope)) = append.conditions.term else { return Ok(()) };
         let mut streams: Vec<StreamId> = Vec::new();
-        for target in append.targets() {
-            if let Target::Stream(id) = target
-                && !streams.contains(id)
-            {
-                streams.push(*id);
+        for id in parts.iter().filter_map(Part::stream) {
+            if !streams.contains(&id) {
+                streams.push(id);
             }
         }
         let (seen, whose) = match scope {
@@ -121,16 +153,13 @@ impl Core {
 
     /// The receipt of the append that has the same key, where it has the same content too. It has a
     /// batch of its own.
-    pub(super) fn repeated(&mut self, append: &Waiting) -> Result<Option<Receipt>> {
-        let Some(key) = &append.conditions.key else { return Ok(None) };
+    pub(super) fn repeated(&mut self, batch: &Prepared) -> Result<Option<Receipt>> {
+        let Some(key) = batch.key() else { return Ok(None) };
         let Some((header, body)) = self.view()?.find_key(key)? else { return Ok(None) };
-        let Content::Encoded(encoded) = &append.content else {
-            return Err(Error::misuse("an append with a key shares its batch"));
-        };
         let (mut same, mut ends, mut opened) = (true, None, None);
-        let own_header = encoded.header(Position(u64::MAX >> 1), Position::ZERO);
-        let mut own = Records::new(&own_header, encoded.body()).flatten();
-        let mut targets = append.targets();
+        let own_header = batch.header(Position(u64::MAX >> 1), Position::ZERO);
+        let mut own = Records::new(&own_header, batch.body()).flatten();
+        let mut targets = batch.targets();
         for stored in Records::new(&header, &body).flatten() {
             if stored.opens.is_some() {
                 opened = Some(stored.stream);

@@ -4,8 +4,7 @@ use super::{Answer, Core, mark_at, next};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{BatchHeader, Digest, Phase, SEGMENT_DATA_START, Target};
 use crate::journal::Receipt;
-use crate::journal::append::{Content, Frame, Shared, Waiting};
-use crate::journal::compression::Compression;
+use crate::journal::append::{Arrivals, Frame, Prepared};
 use crate::journal::index::{Stretch, stretches};
 use crate::journal::recovery::chain_at;
 use crate::journal::segment::{Segment, Spot};
@@ -24,11 +23,9 @@ const MAX_KEPT_LEN: usize = 256 << 10;
 /// What was accepted so far.
 #[derive(Default)]
 pub(super) struct Group {
-    /// Bytes of the batches that are whole.
+    /// Bytes that are to be written.
     len: u64,
     batches: Vec<Batch>,
-    /// The one that is being put together, and whose appends are in it.
-    shared: Option<(Shared, Vec<Member>)>,
     pub(super) streams: BTreeMap<StreamId, Seq>,
     pub(super) ended: BTreeSet<StreamId>,
     pub(super) names: Vec<Vec<u8>>,
@@ -65,12 +62,7 @@ impl Member {
 }
 
 impl Group {
-    /// Bytes that are to be written.
-    fn len(&self) -> u64 {
-        self.len + self.shared.as_ref().map_or(0, |(shared, _)| shared.len())
-    }
-
-    /// Where it ends: position and chain hash of the last whole batch.
+    /// Where it ends: position and chain hash of the last batch.
     fn end(&self, spot: &Spot) -> (Position, Digest) {
         self.batches
             .last()
@@ -90,99 +82,89 @@ impl Group {
         self.len += header.frame_len();
         self.batches.push(Batch { offset, header, frame, stretches, members });
     }
-
-    /// Ends the batch that is being put together.
-    fn close(&mut self, spot: &Spot, compression: &Compression) -> Result<()> {
-        let Some((shared, members)) = self.shared.take() else { return Ok(()) };
-        let first = next(self.end(spot).0)?;
-        let (header, frame, stretches) = shared.close(first, spot.position, compression);
-        self.push(spot, header, (frame, stretches), members);
-        Ok(())
-    }
 }
 
 impl Core {
-    /// Commits as many groups as it takes, and answers each.
-    pub(in crate::journal) fn commit(&mut self, appends: Vec<Waiting>) -> Vec<Answer> {
+    /// Commits as many groups as it takes, and answers each append.
+    pub(in crate::journal) fn commit(&mut self, arrivals: &mut Arrivals) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = Vec::new();
-        answers.resize_with(appends.len(), || None);
+        answers.resize_with(arrivals.count(), || None);
         let result = self.locked(|core, _| {
             let mut tell = |i: usize, answer: Answer| answers[i] = Some(answer);
             let mut group = Group::default();
-            for (i, append) in appends.into_iter().enumerate() {
-                if let Err(error) = core.gather(&mut group, i, append, &mut tell) {
+            let mut first = 0;
+            for batch in arrivals.take() {
+                let behind = first + batch.waiting().len();
+                if let Err(error) = core.gather(&mut group, first, batch, &mut tell) {
                     if core.is_poisoned() {
                         return Err(error);
                     }
-                    tell(i, Err(error));
+                    let mut shared = Some(error);
+                    (first..behind).for_each(|nth| tell(nth, Err(take_or_copy(&mut shared))));
                 }
+                first = behind;
             }
             core.flush(&mut group, &mut tell)
         });
+        arrivals.reuse(std::mem::take(&mut self.buffer));
         self.told.bell.ring();
         // Whoever has no answer by now shares the fate of the turn as a whole.
         let mut shared = result.err();
         answers.into_iter().map(|given| given.unwrap_or_else(|| Err(take_or_copy(&mut shared)))).collect()
     }
 
-    /// Checks an append and adds it to the group, rolling first where it does not fit.
+    /// Checks the appends of a batch, of which the first has this number, and adds it to the group, rolling
+    /// first where it does not fit.
     fn gather(
         &mut self,
         group: &mut Group,
-        nth: usize,
-        mut append: Waiting,
+        first_nth: usize,
+        mut batch: Prepared,
         tell: &mut dyn FnMut(usize, Answer),
     ) -> Result<()> {
-        if append.conditions.key.as_ref().is_some_and(|key| group.keys.contains(key)) {
+        if batch.key().is_some_and(|key| group.keys.contains(key)) {
             self.flush(group, tell)?;
         }
-        if let Some(receipt) = self.repeated(&append)? {
-            tell(nth, Ok(receipt));
+        if let Some(receipt) = self.repeated(&batch)? {
+            tell(first_nth, Ok(receipt));
             return Ok(());
         }
-        let (len, count) = (append.max_len(), append.count());
-        let joins = matches!(append.content, Content::Loose(..))
-            && group.shared.as_ref().is_some_and(|(shared, _)| shared.takes(len, count, &self.compression));
-        let more = if joins { 0 } else { crate::format::BATCH_HEADER_LEN as u64 } + len as u64;
         let view = self.view()?;
-        let at = view.spot.offset + group.len();
-        if at > SEGMENT_DATA_START && at + more > view.segment.header.capacity {
+        let at = view.spot.offset + group.len;
+        if at > SEGMENT_DATA_START && at + batch.len() > view.segment.header.capacity {
             self.flush(group, tell)?;
             self.roll()?;
-        } else if group.len() + more > MAX_GROUP_LEN {
+        } else if group.len + batch.len() > MAX_GROUP_LEN {
             self.flush(group, tell)?;
         }
-        let last_seq = self.check(group, &mut append)?;
-        if !joins {
-            let spot = self.view()?.spot;
-            group.close(&spot, &self.compression)?;
-        }
         let spot = self.view()?.spot;
-        let before = group.end(&spot).0.0 + group.shared.as_ref().map_or(0, |(shared, _)| shared.count());
-        let first = next(Position(before))?;
+        let first = next(group.end(&spot).0)?;
         // There is always one behind the last.
-        let last = Position(before.saturating_add(count as u64));
-        next(last)?;
-        let stream = match append.first_target() {
-            Some(Target::Stream(id)) => *id,
-            _ => StreamId(first.0),
-        };
-        let member = Member { nth, stream, first, last, last_seq };
-        match append.content {
-            Content::Loose(drafts, _) => {
-                let base = drafts.first().map_or_else(Default::default, |draft| draft.time);
-                let buffer = &mut self.buffer;
-                let (shared, members) = group
-                    .shared
-                    .get_or_insert_with(|| (Shared::new(base, std::mem::take(buffer)), Vec::new()));
-                shared.add(&drafts, first, append.durability);
-                members.push(member);
-            }
-            Content::Encoded(encoded) => {
-                let header = encoded.header(first, spot.position);
-                group.push(&spot, header, encoded.into_parts(first), vec![member]);
-            }
+        next(Position(first.0.saturating_add(batch.count())))?;
+        let (last_seqs, changed) =
+            self.admit(group, &mut batch, &mut |i, error| tell(first_nth + i, Err(error)));
+        if changed || last_seqs.contains(&None) {
+            let kept: Vec<_> = last_seqs.iter().map(Option::is_some).collect();
+            batch.encode_anew(&kept, &self.compression)?;
         }
+        if batch.count() == 0 {
+            return Ok(());
+        }
+        let mut position = first;
+        let admitted =
+            last_seqs.into_iter().enumerate().filter_map(|(nth, seq)| Some((first_nth + nth, seq?)));
+        let member = |((nth, last_seq), (count, target)): (_, (u64, Option<&Target>))| {
+            let first = position;
+            position = Position(first.0 + count);
+            let stream = if let Some(Target::Stream(id)) = target { *id } else { StreamId(first.0) };
+            Member { nth, stream, first, last: Position(position.0 - 1), last_seq }
+        };
+        let members = admitted.zip(batch.extents()).map(member).collect();
+        let (header, frame, stretches) = batch.close(first, spot.position, &self.compression);
+        for opened in stretches.iter().filter(|stretch| stretch.opens.is_some()) {
+            self.guesses.learn(opened.stream, opened.last_seq());
+        }
+        group.push(&spot, header, (frame, stretches), members);
         Ok(())
     }
 
@@ -194,8 +176,6 @@ impl Core {
 
     /// One write, one sync, for all that was gathered. What it gives is still to be [noted](Self::note).
     fn make_durable(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<Vec<Batch>> {
-        let spot = self.view()?.spot;
-        group.close(&spot, &self.compression)?;
         let Group { mut batches, len, .. } = std::mem::take(group);
         let Some(last) = batches.last() else { return Ok(batches) };
         let (position, chain) = (last.header.last_position(), last.header.chain);
