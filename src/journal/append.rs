@@ -24,6 +24,8 @@ const MAX_SHARED_LEN: usize = 64 << 10;
 const MAX_SHARED_PACKED_LEN: usize = 128 << 10;
 /// Of how many streams it is remembered which sequence comes next.
 const MAX_GUESSED: usize = 64 << 10;
+/// How many bytes of buffers are kept: as much as a flood has on its way at a time.
+const MAX_KEPT_LEN: usize = 8 << 20;
 
 /// Records that become durable together or not at all.
 #[derive(Debug)]
@@ -52,8 +54,25 @@ pub(super) struct Arrivals {
     count: usize,
     /// Bytes of them.
     len: usize,
-    /// A buffer for the next batch.
-    buffer: Vec<u8>,
+}
+
+/// What those who hand in have in common, and whoever commits.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    pub(super) guesses: Guesses,
+    compression: Compression,
+    buffers: Buffers,
+}
+
+/// Buffers that are not needed any more: new ones would have to be mapped, page by page.
+#[derive(Debug, Default)]
+struct Buffers(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    buffers: Vec<Vec<u8>>,
+    /// What they have room for.
+    len: usize,
 }
 
 /// An append within its limits, about to be handed in.
@@ -132,7 +151,7 @@ struct Guess {
 
 impl Arrivals {
     /// Puts an append behind the others.
-    pub(super) fn add(&mut self, append: Ready<'_>, guesses: &Guesses, compression: &Compression) {
+    pub(super) fn add(&mut self, append: Ready<'_>, encoder: &Encoder) {
         self.count += 1;
         match append {
             Ready::Alone(batch) => {
@@ -140,18 +159,15 @@ impl Arrivals {
                 self.batches.push(*batch);
             }
             Ready::Small(append, len) => {
-                let batch = match self.batches.last_mut() {
-                    Some(last) if last.takes(len, append.drafts.len(), compression) => last,
-                    _ => {
-                        let frame = Frame::new(std::mem::take(&mut self.buffer));
-                        self.batches.push(Prepared::new(append.time(), frame));
-                        let Some(last) = self.batches.last_mut() else { return };
-                        last
-                    }
-                };
-                let before = batch.frame.body().len();
-                batch.add(append, guesses);
-                self.len += batch.frame.body().len() - before;
+                let fits = |last: &Prepared| last.takes(len, append.drafts.len(), encoder);
+                if !self.batches.last().is_some_and(fits) {
+                    self.batches.push(Prepared::new(append.time(), encoder.buffers.take(MAX_SHARED_LEN)));
+                }
+                if let Some(batch) = self.batches.last_mut() {
+                    let before = batch.frame.body().len();
+                    batch.add(append, &encoder.guesses);
+                    self.len += batch.frame.body().len() - before;
+                }
             }
         }
     }
@@ -170,10 +186,39 @@ impl Arrivals {
         (self.count, self.len) = (0, 0);
         self.batches.drain(..)
     }
+}
 
-    /// Has a buffer used again.
-    pub(super) fn reuse(&mut self, buffer: Vec<u8>) {
-        self.buffer = buffer;
+impl Encoder {
+    /// One that compresses batches from this length on.
+    pub(super) fn new(compress_from: u64) -> Self {
+        let compression = Compression::new(compress_from);
+        Self { guesses: Guesses::default(), compression, buffers: Buffers::default() }
+    }
+
+    /// Takes the buffer of a batch back.
+    pub(super) fn reuse(&self, frame: Frame) {
+        self.buffers.put(frame.plain);
+    }
+}
+
+impl Buffers {
+    /// An empty one with room for a batch header and so many bytes.
+    fn take(&self, len: usize) -> Vec<u8> {
+        let mut kept = hold(&self.0);
+        let buffer = kept.buffers.pop();
+        kept.len -= buffer.as_ref().map_or(0, Vec::capacity);
+        drop(kept);
+        let len = BATCH_HEADER_LEN + len;
+        buffer.filter(|buffer| buffer.capacity() >= len).unwrap_or_else(|| Vec::with_capacity(len))
+    }
+
+    fn put(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        let mut kept = hold(&self.0);
+        if kept.len + buffer.capacity() <= MAX_KEPT_LEN {
+            kept.len += buffer.capacity();
+            kept.buffers.push(buffer);
+        }
     }
 }
 
@@ -202,7 +247,7 @@ impl Append<'_> {
 
 impl<'p> Ready<'p> {
     /// Takes an append in. What is long is encoded here.
-    pub(super) fn new(mut append: Append<'p>, guesses: &Guesses, compression: &Compression) -> Result<Self> {
+    pub(super) fn new(mut append: Append<'p>, encoder: &Encoder) -> Result<Self> {
         if let Some(first) = append.drafts.first_mut() {
             first.key.clone_from(&append.conditions.key);
         }
@@ -210,27 +255,27 @@ impl<'p> Ready<'p> {
             append.drafts.iter_mut().for_each(|draft| draft.term = Some(term));
         }
         let len = check_limits(&append)?;
-        let max_len = if compression.pays() { MAX_SMALL_PACKED_LEN } else { MAX_SMALL_LEN };
+        let max_len = if encoder.compression.pays() { MAX_SMALL_PACKED_LEN } else { MAX_SMALL_LEN };
         if len <= max_len && append.conditions.key.is_none() {
             return Ok(Self::Small(append, len));
         }
-        let frame = Frame::new(Vec::with_capacity(BATCH_HEADER_LEN + len));
-        let mut batch = Prepared::new(append.time(), frame);
-        batch.add(append, guesses);
-        batch.finish(compression);
+        let mut batch = Prepared::new(append.time(), encoder.buffers.take(len));
+        batch.add(append, &encoder.guesses);
+        batch.finish(encoder);
         Ok(Self::Alone(Box::new(batch)))
     }
 }
 
 impl Prepared {
     /// An empty one, whose first record has this time.
-    fn new(time: Time, frame: Frame) -> Self {
+    fn new(time: Time, buffer: Vec<u8>) -> Self {
+        let frame = Frame::new(buffer);
         Self { time, count: 0, waiting: Vec::new(), parts: Vec::new(), frame, sums: None }
     }
 
     /// Whether so much more fits.
-    fn takes(&self, len: usize, count: usize, compression: &Compression) -> bool {
-        let max_len = if compression.pays() { MAX_SHARED_PACKED_LEN } else { MAX_SHARED_LEN };
+    fn takes(&self, len: usize, count: usize, encoder: &Encoder) -> bool {
+        let max_len = if encoder.compression.pays() { MAX_SHARED_PACKED_LEN } else { MAX_SHARED_LEN };
         let (len, count) = (self.frame.body().len() + len, self.count as usize + count);
         self.sums.is_none() && len <= max_len && count <= MAX_BATCH_RECORDS as usize
     }
@@ -245,11 +290,11 @@ impl Prepared {
     }
 
     /// Nothing more is put at the end.
-    fn finish(&mut self, compression: &Compression) -> Sums {
+    fn finish(&mut self, encoder: &Encoder) -> Sums {
         if let Some(sums) = self.sums {
             return sums;
         }
-        self.frame.pack(self.count, self.time, compression);
+        self.frame.pack(self.count, self.time, &encoder.compression);
         *self.sums.insert(self.frame.sums())
     }
 
@@ -304,10 +349,11 @@ impl Prepared {
     }
 
     /// The same with the sequences that its parts have now, and without those appends that are not kept.
-    pub(super) fn encode_anew(&mut self, kept: &[bool], compression: &Compression) -> Result<()> {
+    pub(super) fn encode_anew(&mut self, kept: &[bool], encoder: &Encoder) -> Result<()> {
         let packed = self.sums.is_some();
         let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
-        let old = std::mem::replace(&mut self.frame, Frame::new(Vec::new()));
+        let frame = Frame::new(encoder.buffers.take(self.body().len()));
+        let old = std::mem::replace(&mut self.frame, frame);
         // Where it will stand is not known yet. No record may name a stream above its own position,
         // so it is read as if it stood above all of them.
         let mut records = Records::new(&header, old.body());
@@ -346,7 +392,7 @@ impl Prepared {
         drafts.iter().for_each(|draft| draft.encode(self.time, &mut self.frame.plain));
         (self.waiting, self.parts, self.sums) = (waiting, parts, None);
         if packed {
-            self.finish(compression);
+            self.finish(encoder);
         }
         Ok(())
     }
@@ -377,9 +423,9 @@ impl Prepared {
         mut self,
         first_position: Position,
         durable_upto: Position,
-        compression: &Compression,
+        encoder: &Encoder,
     ) -> (BatchHeader, Frame, Vec<Stretch>) {
-        self.finish(compression);
+        self.finish(encoder);
         let header = self.header(first_position, durable_upto);
         let (mut position, mut opened) = (first_position, StreamId(0));
         let mut stretches = Vec::with_capacity(self.parts.len());
@@ -475,11 +521,6 @@ impl Frame {
         let stored = self.packed.as_mut().unwrap_or(&mut self.plain);
         stored[..BATCH_HEADER_LEN].copy_from_slice(&header.encode(site, offset));
         stored
-    }
-
-    /// The buffer, to be used again.
-    pub(super) fn into_buffer(self) -> Vec<u8> {
-        self.plain
     }
 
     fn sums(&self) -> Sums {
@@ -636,10 +677,10 @@ mod tests {
     /// handed in before that showed.
     #[test]
     fn a_wrong_guess_is_made_once() {
-        let (guesses, compression) = (Guesses::default(), Compression::new(u64::MAX));
+        let encoder = Encoder::new(u64::MAX);
         let hand_in = |lens: &[usize]| {
             let mut arrivals = Arrivals::default();
-            arrivals.add(Ready::new(append(lens), &guesses, &compression).unwrap(), &guesses, &compression);
+            arrivals.add(Ready::new(append(lens), &encoder).unwrap(), &encoder);
             arrivals.take().next().unwrap()
         };
         let mut last = 40;
@@ -647,7 +688,7 @@ mod tests {
             let mut wrong = false;
             for (_, parts) in batch.appends() {
                 for part in parts {
-                    wrong |= part.place(Seq(last + 1), &guesses);
+                    wrong |= part.place(Seq(last + 1), &encoder.guesses);
                     last += part.count();
                 }
             }
@@ -664,7 +705,7 @@ mod tests {
             let queue: Vec<_> = (0..5).map(|_| hand_in(&[len])).collect();
             assert!(queue.into_iter().all(&mut take_up));
             assert!(!take_up(hand_in(&[len])));
-            guesses.forget(StreamId(7));
+            encoder.guesses.forget(StreamId(7));
         }
     }
 }

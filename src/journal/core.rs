@@ -4,8 +4,7 @@ mod admission;
 mod giving_up;
 mod group;
 
-use super::append::Guesses;
-use super::compression::Compression;
+use super::append::Encoder;
 use super::index;
 use super::mark::{Lock, MarkFile, MarkView, Standing, create_mark};
 use super::recovery::{self, Inspection, Plan};
@@ -45,10 +44,7 @@ pub(super) struct Core {
     pub(super) view: Option<View>,
     filler: Filler,
     written: Written,
-    pub(super) compression: Arc<Compression>,
-    pub(super) guesses: Arc<Guesses>,
-    /// A buffer for the next group.
-    buffer: Vec<u8>,
+    pub(super) encoder: Arc<Encoder>,
     /// What others are told.
     pub(super) told: Arc<Told>,
 }
@@ -94,10 +90,8 @@ impl Core {
             mark_view: MarkView::ABSENT,
             view: None,
             filler: Filler::default(),
-            compression: Arc::new(Compression::new(options.compress_from)),
-            guesses: Arc::default(),
+            encoder: Arc::new(Encoder::new(options.compress_from)),
             written: Written::default(),
-            buffer: Vec::new(),
             told: Arc::default(),
         })
     }

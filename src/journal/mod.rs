@@ -31,10 +31,9 @@ pub use spare::Spares;
 pub use verify::{Verdict, Verification};
 
 pub(crate) use self::append::{Append, Queued};
-use self::append::{Arrivals, Guesses, Ready};
+use self::append::{Arrivals, Encoder, Ready};
 use self::bell::Bell;
 use self::commit::{Collected, Commit, Commits, Place};
-use self::compression::Compression;
 use self::core::{Answer, Core};
 pub(crate) use self::due::Due;
 use crate::clock::{Clock, Entropy};
@@ -202,8 +201,7 @@ pub(crate) struct Journal(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     commits: Commits<Core>,
-    guesses: Arc<Guesses>,
-    compression: Arc<Compression>,
+    encoder: Arc<Encoder>,
     told: Arc<Told>,
 }
 
@@ -280,9 +278,8 @@ impl Journal {
         let mut core = Core::open(disk, clock, entropy, options)?;
         let report = core.locked(|_, report| Ok(report.clone()))?;
         let told = Arc::clone(&core.told);
-        let compression = Arc::clone(&core.compression);
-        let guesses = Arc::clone(&core.guesses);
-        let shared = Shared { commits: Commits::new(core), guesses, compression, told };
+        let encoder = Arc::clone(&core.encoder);
+        let shared = Shared { commits: Commits::new(core), encoder, told };
         Ok((Self(Arc::new(shared)), report))
     }
 
@@ -301,10 +298,10 @@ impl Journal {
     /// it back. Where too much waits by then, that is committed here, unless it comes out of a queue.
     pub(crate) fn submit(&self, append: Append<'_>) -> Result<Ticket> {
         let queued = append.place.is_some();
-        let append = Ready::new(append, &self.0.guesses, &self.0.compression)?;
+        let append = Ready::new(append, &self.0.encoder)?;
         // Told first: it must not be told later than its answer.
         observe::accepted();
-        let add = |arrivals: &mut Arrivals| arrivals.add(append, &self.0.guesses, &self.0.compression);
+        let add = |arrivals: &mut Arrivals| arrivals.add(append, &self.0.encoder);
         let (place, len) = self.0.commits.hand_in(add);
         let ticket = Ticket { journal: self.clone(), place };
         if !queued && len > MAX_WAITING_LEN {

@@ -19,10 +19,11 @@ impl Core {
         batch: &mut Prepared,
         refuse: &mut dyn FnMut(usize, Error),
     ) -> (Vec<Option<Seq>>, bool) {
-        let guesses = Arc::clone(&self.guesses);
+        let encoder = Arc::clone(&self.encoder);
+        let guesses = &encoder.guesses;
         let (mut last_seqs, mut changed) = (Vec::with_capacity(batch.waiting().len()), false);
         for (nth, (append, parts)) in batch.appends().enumerate() {
-            match self.check(group, append, parts, &mut |part, seq| changed |= part.place(seq, &guesses)) {
+            match self.check(group, append, parts, &mut |part, seq| changed |= part.place(seq, guesses)) {
                 Ok(last_seq) => {
                     append.ends.iter().for_each(|id| guesses.forget(*id));
                     last_seqs.push(Some(last_seq));

@@ -17,8 +17,6 @@ use std::sync::Arc;
 const MAX_GROUP_LEN: u64 = 16 << 20;
 /// How much is written by one call, unless a single batch is longer.
 const MAX_WRITE_LEN: usize = 512 << 10;
-/// The longest buffer that is kept for the next group.
-const MAX_KEPT_LEN: usize = 256 << 10;
 
 /// What was accepted so far.
 #[derive(Default)]
@@ -106,7 +104,6 @@ impl Core {
             }
             core.flush(&mut group, &mut tell)
         });
-        arrivals.reuse(std::mem::take(&mut self.buffer));
         self.told.bell.ring();
         // Whoever has no answer by now shares the fate of the turn as a whole.
         let mut shared = result.err();
@@ -145,7 +142,7 @@ impl Core {
             self.admit(group, &mut batch, &mut |i, error| tell(first_nth + i, Err(error)));
         if changed || last_seqs.contains(&None) {
             let kept: Vec<_> = last_seqs.iter().map(Option::is_some).collect();
-            batch.encode_anew(&kept, &self.compression)?;
+            batch.encode_anew(&kept, &self.encoder)?;
         }
         if batch.count() == 0 {
             return Ok(());
@@ -160,9 +157,9 @@ impl Core {
             Member { nth, stream, first, last: Position(position.0 - 1), last_seq }
         };
         let members = admitted.zip(batch.extents()).map(member).collect();
-        let (header, frame, stretches) = batch.close(first, spot.position, &self.compression);
+        let (header, frame, stretches) = batch.close(first, spot.position, &self.encoder);
         for opened in stretches.iter().filter(|stretch| stretch.opens.is_some()) {
-            self.guesses.learn(opened.stream, opened.last_seq());
+            self.encoder.guesses.learn(opened.stream, opened.last_seq());
         }
         group.push(&spot, header, (frame, stretches), members);
         Ok(())
@@ -211,10 +208,7 @@ impl Core {
             for batch in batches {
                 debug_assert_eq!(stretches(&batch.header, batch.frame.body()).as_ref(), Ok(&batch.stretches));
                 core.view()?.added(batch.offset, &batch.header, &batch.stretches)?;
-                let buffer = batch.frame.into_buffer();
-                if core.buffer.capacity() < buffer.capacity() && buffer.capacity() <= MAX_KEPT_LEN {
-                    core.buffer = buffer;
-                }
+                core.encoder.reuse(batch.frame);
             }
             core.keep_index(false);
             Ok(())
