@@ -530,6 +530,52 @@ async fn tasks_wait_for_room_in_the_order_in_which_they_came() {
 
 /// Small appends that are committed together share a batch, whosever they are; each has a receipt of its
 /// own. One with a key, and a long one, have a batch to themselves.
+/// Records are encoded where they are handed in, with the sequences that they are thought to get.
+#[test]
+fn what_others_write_in_between_moves_what_was_handed_in_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, other) = (open(dir.path()), open(dir.path()));
+    let runs: Vec<_> =
+        ["a", "b"].iter().map(|name| Recorder::prepare(&engine, request(name)).unwrap().stream()).collect();
+    let line = |len: usize| -> [NewRecord; 1] { [Body::Chunk(Channel::Stdout, vec![b'x'; len]).into()] };
+    let mut expected: Vec<_> = runs
+        .iter()
+        .map(|run| engine.append(*run, Conditions::none(), &line(1)).unwrap().last_seq)
+        .collect();
+    for (round, len) in [10, 100_000, 20].into_iter().enumerate() {
+        let tickets: Vec<_> = [0, 1, 0]
+            .map(|nth| (nth, engine.submit(runs[nth], Conditions::none(), &line(len)).unwrap()))
+            .into_iter()
+            .collect();
+        // Refused in the midst of them: its place goes to who comes behind it.
+        let late = engine.submit(runs[1], Conditions::none().expecting(Seq(1)), &line(len)).unwrap();
+        let behind = engine.submit(runs[1], Conditions::none(), &line(len)).unwrap();
+        for _ in 0..=round {
+            let receipt = other.append(runs[0], Conditions::none(), &line(5)).unwrap();
+            expected[0] = expected[0].next().unwrap();
+            assert_eq!(receipt.last_seq, expected[0]);
+        }
+        for (nth, ticket) in tickets {
+            expected[nth] = expected[nth].next().unwrap();
+            assert_eq!(ticket.wait().unwrap().last_seq, expected[nth]);
+        }
+        assert!(late.wait().unwrap_err().conflict().is_some());
+        expected[1] = expected[1].next().unwrap();
+        assert_eq!(behind.wait().unwrap().last_seq, expected[1]);
+    }
+    let mut log = Log::open(&dir.path().join("data")).unwrap();
+    assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
+    for (run, last) in runs.into_iter().zip(expected) {
+        let mut seqs = Vec::new();
+        log.stream(run, Seq(1), &mut |record| {
+            seqs.push(record.seq.0);
+            Ok(true)
+        })
+        .unwrap();
+        assert!(seqs.iter().copied().eq(1..=last.0), "{seqs:?}");
+    }
+}
+
 #[test]
 fn small_appends_share_a_batch_and_each_has_its_receipt() {
     let dir = tempfile::tempdir().unwrap();
