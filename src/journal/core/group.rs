@@ -137,12 +137,13 @@ impl Core {
         let spot = self.view()?.spot;
         let first = next(group.end(&spot).0)?;
         // There is always one behind the last.
-        next(Position(first.0.saturating_add(batch.count())))?;
+        next(Position(first.0.saturating_add(batch.count() - 1)))?;
         let (last_seqs, changed) =
             self.admit(group, &mut batch, &mut |i, error| tell(first_nth + i, Err(error)));
         if changed || last_seqs.contains(&None) {
             let kept: Vec<_> = last_seqs.iter().map(Option::is_some).collect();
-            batch.encode_anew(&kept, &self.encoder)?;
+            // Who comes next goes on from what was admitted.
+            self.guard(|core| batch.encode_anew(&kept, &core.encoder))?;
         }
         if batch.count() == 0 {
             return Ok(());
