@@ -563,7 +563,7 @@ fn what_others_write_in_between_moves_what_was_handed_in_before() {
         expected[1] = expected[1].next().unwrap();
         assert_eq!(behind.wait().unwrap().last_seq, expected[1]);
     }
-    let mut log = Log::open(&dir.path().join("data")).unwrap();
+    let mut log = Log::open(dir.path().join("data")).unwrap();
     assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
     for (run, last) in runs.into_iter().zip(expected) {
         let mut seqs = Vec::new();
