@@ -351,19 +351,25 @@ impl Engine {
     /// Appends records to a stream, all or nothing. Durable on return. An expected sequence is a
     /// condition by itself; a conductor's term and an idempotency key are others.
     ///
+    /// A run belongs to whoever records it: a [`Recorder`](crate::run::Recorder), and so `record_process` and
+    /// `Steps`, expects the sequence of each of its records, and takes any that it has not written for a sign that
+    /// it was given up. It is refused from then on, and its worker is ended. Append to runs that have ended, or to
+    /// those that you have begun by [`begin_run`](Self::begin_run) and write by yourself.
+    ///
     /// ```
     /// use runwal::engine::{Conditions, Engine, Options};
     /// use runwal::error::Conflict;
     /// use runwal::record::{Body, Channel, Id};
-    /// use runwal::run::{Recorder, RunRequest};
+    /// use runwal::run::{End, Outcome, Recorder, RunRequest};
     ///
     /// # let dir = tempfile::tempdir().unwrap();
     /// let (engine, _) = Engine::open(dir.path().join("data"), Options::default())?;
-    /// let run = Recorder::prepare(&engine, RunRequest::new(Id::new("t")?, Id::new("r")?, Id::new("s")?))?;
-    /// let line = [Body::Chunk(Channel::Stdout, b"hello\n".to_vec()).into()];
+    /// let mut run = Recorder::prepare(&engine, RunRequest::new(Id::new("t")?, Id::new("r")?, Id::new("s")?))?;
+    /// run.finish(End::new(Outcome::Completed, "Done."))?;
+    /// let line = [Body::Chunk(Channel::Stdout, b"looked at by a person\n".to_vec()).into()];
     ///
     /// // Sure that it was written, or not? Say it again under the same key.
-    /// let once = || Conditions::none().term(7).key("greeting");
+    /// let once = || Conditions::none().term(7).key("t/r looked at");
     /// let receipt = engine.append(run.stream(), once(), &line)?;
     /// assert_eq!(engine.append(run.stream(), once(), &line)?, receipt);
     ///

@@ -38,7 +38,9 @@ use std::path::Path;
 /// let lost = RunInfo { name: lost.name.clone(), stream: lost.stream };
 ///
 /// let mut next = NextAttempt::of(&mut engine.log()?, &lost, Id::new("r-2")?)?;
-/// assert!(next.damage.is_empty() && next.notes.is_empty());
+/// assert!(next.damage.is_empty());
+/// // Like: it was killed, and left no git diff.
+/// next.notes.iter().for_each(|note| eprintln!("{note}"));
 /// // A fresh clone or `git worktree` of the commit that the old run began with.
 /// if let Some(restored) = next.restore_into(&checkout)? {
 ///     println!("{} files are as r-1 left them", restored.files);
@@ -59,7 +61,7 @@ pub struct NextAttempt {
     /// that was found.
     pub damage: Vec<Damage>,
     /// Why the old run may have left more than its checkpoints tell, a sentence each: one that was
-    /// skipped, is incomplete, or was cut short.
+    /// skipped, is incomplete, was cut short, or never taken, as its recorder was killed.
     pub notes: Vec<String>,
     base: Option<String>,
     diff: Option<Checkpoint>,

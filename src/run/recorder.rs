@@ -36,9 +36,9 @@ pub struct RunRequest {
     pub step_kind: Option<String>,
     /// What kind of worker, in the conductor's words.
     pub worker_kind: Option<String>,
-    /// The command with its arguments.
+    /// The program and its arguments, each as it is: no shell reads them.
     pub command: Vec<Bytes>,
-    /// The directory it works in.
+    /// The directory it works in, recorded as it is given. `None`: that of this process, and no git diff.
     pub working_tree: Option<Bytes>,
     /// The variables of its environment that may be recorded.
     pub environment: Vec<(Bytes, Bytes)>,
@@ -326,8 +326,9 @@ impl Recorder {
     ///
     /// # Errors
     /// [`ErrorKind::Misuse`] for a change of state after the run ended; [`ErrorKind::Conflict`]
-    /// where somebody else has written to the run: it was taken for dead and ended; or where the
-    /// term is over.
+    /// where somebody else has written to the run, another process that took it for dead and ended it, or
+    /// [`Engine::append`] in this one; or where the term is over. The recorder can't go on then: what opens
+    /// the journal next ends the run as interrupted.
     pub fn append(&mut self, records: Vec<NewRecord>) -> Result<Receipt> {
         if records.is_empty() {
             return Ok(self.last);
@@ -467,7 +468,7 @@ impl Recorder {
     /// more checkpoints and output may.
     ///
     /// # Errors
-    /// [`ErrorKind::Misuse`] where it has ended already.
+    /// [`ErrorKind::Misuse`] where it has ended already; otherwise as [`append`](Self::append).
     pub fn finish(&mut self, end: End) -> Result<RunResult> {
         let End { outcome, ok, blocked, needs_human, exit_code, summary, before, artifacts } = end;
         let (event, level, status) = outcome.terminal();

@@ -538,10 +538,8 @@ fn what_others_write_in_between_moves_what_was_handed_in_before() {
     let runs: Vec<_> =
         ["a", "b"].iter().map(|name| Recorder::prepare(&engine, request(name)).unwrap().stream()).collect();
     let line = |len: usize| -> [NewRecord; 1] { [Body::Chunk(Channel::Stdout, vec![b'x'; len]).into()] };
-    let mut expected: Vec<_> = runs
-        .iter()
-        .map(|run| engine.append(*run, Conditions::none(), &line(1)).unwrap().last_seq)
-        .collect();
+    let mut expected: Vec<_> =
+        runs.iter().map(|run| engine.append(*run, Conditions::none(), &line(1)).unwrap().last_seq).collect();
     for (round, len) in [10, 100_000, 20].into_iter().enumerate() {
         let tickets: Vec<_> = [0, 1, 0]
             .map(|nth| (nth, engine.submit(runs[nth], Conditions::none(), &line(len)).unwrap()))

@@ -98,7 +98,7 @@ impl Core {
             if let Some(expected) = expected.filter(|e| is_first && *e != seq) {
                 let message = format!("the next sequence of the stream is {seq}, not {expected} as expected");
                 return Err(Error::conflict_of(Conflict::Sequence { expected, found: seq }, message)
-                    .hint("Another process has written to it; nothing of this append was."));
+                    .hint("Somebody else has written to it; nothing of this append was written."));
             }
             last_seq = Seq(seq.0 + (count - 1));
             place(part, seq);
