@@ -152,6 +152,13 @@ impl Error {
         }))
     }
 
+    /// The same for somebody else who is to be told, but for what is behind it.
+    pub(crate) fn likeness(&self) -> Self {
+        let Inner { kind, message, place, conflict, hint, source: _ } = &*self.0;
+        let (message, hint) = (message.clone(), hint.clone());
+        Self(Box::new(Inner { kind: *kind, message, place: *place, conflict: *conflict, hint, source: None }))
+    }
+
     pub(crate) fn misuse(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Misuse, message)
     }

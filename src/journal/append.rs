@@ -22,10 +22,14 @@ const MAX_SMALL_PACKED_LEN: usize = 32 << 10;
 /// whoever wants one of its records has to read.
 const MAX_SHARED_LEN: usize = 64 << 10;
 const MAX_SHARED_PACKED_LEN: usize = 128 << 10;
+/// By how many bytes a record gets longer at most when it gets another sequence.
+const MAX_SEQ_GROWTH: usize = 9;
 /// Of how many streams it is remembered which sequence comes next.
 const MAX_GUESSED: usize = 64 << 10;
-/// How many bytes of buffers are kept: as much as a flood has on its way at a time.
+/// How many bytes of buffers are kept, as much as a flood has on its way at a time; and how long each is at
+/// least.
 const MAX_KEPT_LEN: usize = 8 << 20;
+const MIN_KEPT_LEN: usize = 4 << 10;
 
 /// Records that become durable together or not at all.
 #[derive(Debug)]
@@ -52,7 +56,7 @@ pub(super) struct Arrivals {
     batches: Vec<Prepared>,
     /// How many appends there are in them.
     count: usize,
-    /// Bytes of them.
+    /// Bytes of memory that they take.
     len: usize,
 }
 
@@ -80,7 +84,7 @@ struct Kept {
 pub(super) enum Ready<'p> {
     /// To be encoded behind those of others, with at most so many bytes.
     Small(Append<'p>, usize),
-    /// A batch of its own, encoded already: nobody waits for that.
+    /// A batch of its own, encoded already: others may hand in meanwhile.
     Alone(Box<Prepared>),
 }
 
@@ -107,8 +111,9 @@ pub(super) struct Waiting {
     pub(super) must_be_open: Option<StreamId>,
     pub(super) ends: Option<StreamId>,
     durability: Durability,
-    /// How many of the batch's parts are its own.
+    /// How many of the batch's parts are its own, and how many bytes of its body.
     parts: usize,
+    len: usize,
     _place: Option<Box<dyn Queued>>,
 }
 
@@ -155,18 +160,18 @@ impl Arrivals {
         self.count += 1;
         match append {
             Ready::Alone(batch) => {
-                self.len += batch.frame.body().len();
+                self.len += batch.memory_len();
                 self.batches.push(*batch);
             }
             Ready::Small(append, len) => {
                 let fits = |last: &Prepared| last.takes(len, append.drafts.len(), encoder);
                 if !self.batches.last().is_some_and(fits) {
-                    self.batches.push(Prepared::new(append.time(), encoder.buffers.take(MAX_SHARED_LEN)));
+                    self.batches.push(Prepared::new(append.time(), encoder.buffers.any()));
                 }
                 if let Some(batch) = self.batches.last_mut() {
-                    let before = batch.frame.body().len();
+                    let before = batch.memory_len();
                     batch.add(append, &encoder.guesses);
-                    self.len += batch.frame.body().len() - before;
+                    self.len += batch.memory_len() - before;
                 }
             }
         }
@@ -176,12 +181,12 @@ impl Arrivals {
         self.count
     }
 
-    /// Bytes of all that is in it.
+    /// Bytes of memory that all of it takes.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Takes all of it out.
+    /// Takes all of it out, whether it is gone through or not.
     pub(super) fn take(&mut self) -> impl Iterator<Item = Prepared> {
         (self.count, self.len) = (0, 0);
         self.batches.drain(..)
@@ -198,27 +203,41 @@ impl Encoder {
     /// Takes the buffer of a batch back.
     pub(super) fn reuse(&self, frame: Frame) {
         self.buffers.put(frame.plain);
+        frame.packed.into_iter().for_each(|packed| self.buffers.put(packed));
     }
 }
 
 impl Buffers {
     /// An empty one with room for a batch header and so many bytes.
     fn take(&self, len: usize) -> Vec<u8> {
-        let mut kept = hold(&self.0);
-        let buffer = kept.buffers.pop();
-        kept.len -= buffer.as_ref().map_or(0, Vec::capacity);
-        drop(kept);
         let len = BATCH_HEADER_LEN + len;
-        buffer.filter(|buffer| buffer.capacity() >= len).unwrap_or_else(|| Vec::with_capacity(len))
+        let mut kept = hold(&self.0);
+        let found = kept.buffers.iter().rposition(|buffer| buffer.capacity() >= len);
+        found.map_or_else(|| Vec::with_capacity(len), |nth| kept.take(nth))
+    }
+
+    /// An empty one, which may have to grow.
+    fn any(&self) -> Vec<u8> {
+        let mut kept = hold(&self.0);
+        let last = kept.buffers.len().checked_sub(1);
+        last.map_or_else(Vec::new, |nth| kept.take(nth))
     }
 
     fn put(&self, mut buffer: Vec<u8>) {
         buffer.clear();
         let mut kept = hold(&self.0);
-        if kept.len + buffer.capacity() <= MAX_KEPT_LEN {
+        if buffer.capacity() >= MIN_KEPT_LEN && kept.len + buffer.capacity() <= MAX_KEPT_LEN {
             kept.len += buffer.capacity();
             kept.buffers.push(buffer);
         }
+    }
+}
+
+impl Kept {
+    fn take(&mut self, nth: usize) -> Vec<u8> {
+        let buffer = self.buffers.swap_remove(nth);
+        self.len -= buffer.capacity();
+        buffer
     }
 }
 
@@ -228,8 +247,8 @@ impl Append<'_> {
         self.drafts.first().map_or_else(Time::default, |draft| draft.time)
     }
 
-    /// What is to be seen to when its turn comes. Its records are in so many parts.
-    fn into_waiting(self, parts: usize) -> Waiting {
+    /// What is to be seen to when its turn comes. Its records are in so many parts, and so many bytes.
+    fn into_waiting(self, parts: usize, len: usize) -> Waiting {
         let stream = |draft: &Draft<'_>| match draft.target {
             Target::Stream(id) => Some(id),
             Target::Open(_) | Target::Opened => None,
@@ -240,6 +259,7 @@ impl Append<'_> {
             durability: if self.buffered { Durability::Buffered } else { Durability::Durable },
             conditions: self.conditions,
             parts,
+            len,
             _place: self.place,
         }
     }
@@ -261,6 +281,12 @@ impl<'p> Ready<'p> {
         }
         let mut batch = Prepared::new(append.time(), encoder.buffers.take(len));
         batch.add(append, &encoder.guesses);
+        // Its sequences may turn out to be longer.
+        let len = batch.body().len() + MAX_SEQ_GROWTH * batch.count as usize;
+        if len > MAX_BODY_LEN {
+            let message = format!("a batch of up to {len} bytes is over the limit of {MAX_BODY_LEN}");
+            return Err(Error::misuse(message));
+        }
         batch.finish(encoder);
         Ok(Self::Alone(Box::new(batch)))
     }
@@ -282,20 +308,30 @@ impl Prepared {
 
     /// Puts an append at the end.
     fn add(&mut self, mut append: Append<'_>, guesses: &Guesses) {
-        let before = self.parts.len();
+        let (parts, len) = (self.parts.len(), self.frame.plain.len());
         guesses.guess(&mut append, &mut self.parts);
         append.drafts.iter().for_each(|draft| draft.encode(self.time, &mut self.frame.plain));
         self.count += count(append.drafts.len());
-        self.waiting.push(append.into_waiting(self.parts.len() - before));
+        let (parts, len) = (self.parts.len() - parts, self.frame.plain.len() - len);
+        self.waiting.push(append.into_waiting(parts, len));
     }
 
-    /// Nothing more is put at the end.
-    fn finish(&mut self, encoder: &Encoder) -> Sums {
-        if let Some(sums) = self.sums {
-            return sums;
+    /// Bytes of memory that it takes.
+    fn memory_len(&self) -> usize {
+        let (waiting, parts) = (size_of_val(&*self.waiting), size_of_val(&*self.parts));
+        size_of::<Self>()
+            + waiting
+            + parts
+            + self.frame.plain.len()
+            + self.frame.packed.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Nothing more is put at the end. As [long](Self::len) as it is now it stays.
+    pub(super) fn finish(&mut self, encoder: &Encoder) {
+        if self.sums.is_none() {
+            self.frame.pack(self.count, self.time, encoder);
+            self.sums = Some(self.frame.sums());
         }
-        self.frame.pack(self.count, self.time, &encoder.compression);
-        *self.sums.insert(self.frame.sums())
     }
 
     /// How many records it has.
@@ -303,9 +339,9 @@ impl Prepared {
         u64::from(self.count)
     }
 
-    /// The most bytes of header and body.
+    /// Bytes of header and body as stored.
     pub(super) fn len(&self) -> u64 {
-        self.frame.len()
+        self.frame.stored().len() as u64
     }
 
     /// The body, decoded.
@@ -348,52 +384,55 @@ impl Prepared {
         self.parts.iter().flat_map(Part::targets)
     }
 
-    /// The same with the sequences that its parts have now, and without those appends that are not kept.
+    /// The same with the sequences that its parts have now, and without those appends that are not kept. What
+    /// those hold is not looked at: it may name streams that cannot be.
     pub(super) fn encode_anew(&mut self, kept: &[bool], encoder: &Encoder) -> Result<()> {
-        let packed = self.sums.is_some();
-        let header = self.header(Position(u64::MAX >> 1), Position::ZERO);
+        let alone = self.waiting.len() == 1;
         let frame = Frame::new(encoder.buffers.take(self.body().len()));
         let old = std::mem::replace(&mut self.frame, frame);
-        // Where it will stand is not known yet. No record may name a stream above its own position,
-        // so it is read as if it stood above all of them.
-        let mut records = Records::new(&header, old.body());
-        let (mut drafts, mut waiting, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rest, mut drafts) = (old.body(), Vec::new());
+        let (mut waiting, mut parts) = (Vec::new(), Vec::new());
         let mut old_parts = std::mem::take(&mut self.parts).into_iter();
         for (append, kept) in std::mem::take(&mut self.waiting).into_iter().zip(kept) {
-            for part in old_parts.by_ref().take(append.parts) {
-                let heads = part.targets().zip(part.seqs());
-                for ((target, seq), record) in heads.zip(records.by_ref()) {
-                    let record = record.map_err(|flaw| {
-                        Error::misuse(format!("a batch cannot be read back: {}", flaw.describe()))
-                    })?;
-                    if !kept {
-                        continue;
-                    }
-                    drafts.push(Draft {
-                        target: target.clone(),
-                        seq,
-                        kind: record.kind,
-                        version: record.version,
-                        close: record.closes,
-                        more: record.more,
-                        time: record.time,
-                        created: Some(record.created),
-                        key: record.key.map(<[u8]>::to_vec),
-                        term: record.term,
-                        payload: record.payload.into(),
-                    });
-                }
-                parts.extend(kept.then_some(part));
+            // One that has the body for itself may have been compressed, and is as long as that is.
+            let len = if alone { rest.len() } else { append.len };
+            let own;
+            (own, rest) = rest.split_at_checked(len).unwrap_or((rest, &[]));
+            let own_parts: Vec<_> = old_parts.by_ref().take(append.parts).collect();
+            if !kept {
+                continue;
             }
-            waiting.extend(kept.then_some(append));
+            // Where it will stand is not known yet. No record may name a stream above its own position,
+            // so it is read as if it stood above all of them.
+            let records = Records::part(self.time, Position(u64::MAX >> 1), None, own);
+            let heads = own_parts.iter().flat_map(|part| part.targets().zip(part.seqs()));
+            for (record, (target, seq)) in records.zip(heads) {
+                let record = record.map_err(|flaw| {
+                    Error::misuse(format!("a batch cannot be read back: {}", flaw.describe()))
+                })?;
+                drafts.push(Draft {
+                    target: target.clone(),
+                    seq,
+                    kind: record.kind,
+                    version: record.version,
+                    close: record.closes,
+                    more: record.more,
+                    time: record.time,
+                    created: Some(record.created),
+                    key: record.key.map(<[u8]>::to_vec),
+                    term: record.term,
+                    payload: record.payload.into(),
+                });
+            }
+            parts.extend(own_parts);
+            waiting.push(append);
         }
         self.time = drafts.first().map_or(self.time, |draft| draft.time);
         self.count = count(drafts.len());
         drafts.iter().for_each(|draft| draft.encode(self.time, &mut self.frame.plain));
         (self.waiting, self.parts, self.sums) = (waiting, parts, None);
-        if packed {
-            self.finish(encoder);
-        }
+        drop(drafts);
+        encoder.reuse(old);
         Ok(())
     }
 
@@ -476,6 +515,14 @@ impl Part {
         (0..self.stretch.count).map(|nth| Seq(self.stretch.first_seq.0 + nth))
     }
 
+    /// It is not written: whoever comes behind it in its stream gets this sequence.
+    pub(super) fn give_back(&self, next: Seq, guesses: &Guesses) {
+        if let Target::Stream(id) = self.target {
+            let behind = Seq(self.stretch.first_seq.0.wrapping_add(self.stretch.count));
+            guesses.correct(id, self.wrong, behind, next);
+        }
+    }
+
     /// Gives its first record this sequence. Answers whether it was thought to get another one: then the
     /// batch has to be encoded anew.
     pub(super) fn place(&mut self, seq: Seq, guesses: &Guesses) -> bool {
@@ -502,18 +549,16 @@ impl Frame {
     }
 
     /// Compresses the body where that pays.
-    fn pack(&mut self, count: u32, time: Time, compression: &Compression) {
-        self.packed = compression.pack(&mut self.plain, count, time);
+    fn pack(&mut self, count: u32, time: Time, encoder: &Encoder) {
+        if let Some((packed, plain)) = encoder.compression.pack(&self.plain, count, time) {
+            self.packed = Some(packed);
+            encoder.buffers.put(std::mem::replace(&mut self.plain, plain));
+        }
     }
 
     /// Header and body as stored.
     fn stored(&self) -> &[u8] {
         self.packed.as_ref().unwrap_or(&self.plain)
-    }
-
-    /// Bytes of header and body as stored.
-    pub(super) fn len(&self) -> u64 {
-        self.stored().len() as u64
     }
 
     /// All of it as stored, with its header for the place where it will stand.
@@ -534,8 +579,8 @@ impl Guesses {
     /// `parts`.
     fn guess(&self, append: &mut Append<'_>, parts: &mut Vec<Part>) {
         let mut guesses = hold(&self.0);
-        if guesses.len() > MAX_GUESSED {
-            guesses.clear();
+        while guesses.len() > MAX_GUESSED {
+            guesses.pop_first();
         }
         let before = parts.len();
         let mut opened = Guess::default();
@@ -548,7 +593,8 @@ impl Guesses {
                 Target::Opened => &mut opened,
                 Target::Stream(id) => guesses.entry(*id).or_default(),
             };
-            if let Some(expected) = append.conditions.expected.filter(|_| nth == 0) {
+            let goes_on = matches!(draft.target, Target::Stream(_));
+            if let Some(expected) = append.conditions.expected.filter(|_| nth == 0 && goes_on) {
                 guess.last = Seq(expected.0.saturating_sub(1));
             }
             guess.last = Seq(guess.last.0.saturating_add(1));
@@ -579,7 +625,7 @@ impl Guesses {
         hold(&self.0).insert(id, Guess { last, wrong: 0 });
     }
 
-    /// Nothing more is expected of a stream; or not what was, as some of it was refused.
+    /// Nothing more is expected of a stream.
     pub(super) fn forget(&self, id: StreamId) {
         hold(&self.0).remove(&id);
     }
@@ -644,9 +690,6 @@ fn check_limits(append: &Append<'_>) -> Result<usize> {
         if draft.key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_KEY_LEN) {
             return refuse(format!("an idempotency key has 1 to {MAX_KEY_LEN} bytes"));
         }
-    }
-    if all > MAX_BODY_LEN {
-        return refuse(format!("a batch of {all} bytes is over the limit of {MAX_BODY_LEN}"));
     }
     Ok(all)
 }

@@ -19,28 +19,25 @@ const LONG_GROUP_LEN: usize = 1 << 20;
 
 /// What is done for a group, by one thread at a time.
 pub(super) trait Commit {
-    /// What is handed in.
-    type Collected: Collected;
+    /// What was handed in, in order.
+    type Collected: Debug + Default;
     /// What becomes of each of it.
     type Answer: Debug;
 
-    /// Commits a group, and leaves nothing in it. Gives an answer for each, in order.
+    /// Commits a group, and leaves nothing in it, however it ends. Gives an answer for each, in order.
     fn commit(&mut self, group: &mut Self::Collected) -> Vec<Self::Answer>;
+
+    /// How many times something was handed in.
+    fn count(collected: &Self::Collected) -> usize;
+
+    /// Bytes that it keeps in memory while it waits.
+    fn len(collected: &Self::Collected) -> usize;
 
     /// Told outside of any lock, how many were answered.
     fn answered(count: usize);
 
     /// The answer to whom a commit that panicked has left without one.
     fn lost() -> Self::Answer;
-}
-
-/// What was handed in, in order.
-pub(super) trait Collected: Debug + Default {
-    /// How many times something was.
-    fn count(&self) -> usize;
-
-    /// Bytes that it keeps in memory while it waits.
-    fn len(&self) -> usize;
 }
 
 /// The queue in front of what commits.
@@ -138,10 +135,10 @@ impl<C: Commit> Commits<C> {
     /// that wait by then, too.
     pub(super) fn hand_in(&self, add: impl FnOnce(&mut C::Collected)) -> (Place<C>, usize) {
         let mut queue = hold(&self.queue);
-        let nth = queue.waiting.count();
+        let nth = C::count(&queue.waiting);
         add(&mut queue.waiting);
         let place = Place { group: Arc::clone(&queue.group), nth };
-        let (idle, len) = (queue.idle > 0, queue.waiting.len());
+        let (idle, len) = (queue.idle > 0, C::len(&queue.waiting));
         drop(queue);
         if idle {
             self.arrived.notify_all();
@@ -151,13 +148,13 @@ impl<C: Commit> Commits<C> {
 
     /// Bytes of what waits to be committed.
     pub(super) fn waiting_len(&self) -> usize {
-        hold(&self.queue).waiting.len()
+        C::len(&hold(&self.queue).waiting)
     }
 
     /// Commits everything handed in so far.
     pub(super) fn flush(&self) {
         let mut queue = hold(&self.queue);
-        while queue.leading || queue.waiting.count() > 0 {
+        while queue.leading || C::count(&queue.waiting) > 0 {
             queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
         }
     }
@@ -168,7 +165,7 @@ impl<C: Commit> Commits<C> {
     pub(super) fn serve(&self, stop: &dyn Fn() -> bool) {
         let mut queue = hold(&self.queue);
         loop {
-            if queue.waiting.count() > 0 {
+            if C::count(&queue.waiting) > 0 {
                 queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
             } else if stop() {
                 return;
@@ -223,7 +220,7 @@ impl<C: Commit> Commits<C> {
         let spare = std::mem::take(&mut queue.spare);
         let mut taken = std::mem::replace(&mut queue.waiting, spare);
         let group = std::mem::take(&mut queue.group);
-        let count = taken.count();
+        let count = C::count(&taken);
         queue.before = count;
         drop(queue);
         // A bug must not keep anybody waiting for ever, and what is behind the queue has to tell by itself
@@ -234,9 +231,7 @@ impl<C: Commit> Commits<C> {
         // Whoever leads next goes on while all those are woken, which takes about as long as a short sync.
         let mut queue = hold(&self.queue);
         queue.leading = false;
-        if taken.count() == 0 {
-            queue.spare = taken;
-        }
+        queue.spare = taken;
         let next = queue.turns_wanted > 0;
         drop(queue);
         if next {
@@ -258,7 +253,7 @@ impl<C: Commit> Commits<C> {
     /// costs more than that.
     fn linger<'q>(&'q self, mut queue: MutexGuard<'q, Queue<C>>) -> MutexGuard<'q, Queue<C>> {
         let wanted = queue.before;
-        if wanted < 2 || queue.waiting.count() >= wanted || queue.waiting.len() >= LONG_GROUP_LEN {
+        if wanted < 2 || C::count(&queue.waiting) >= wanted || C::len(&queue.waiting) >= LONG_GROUP_LEN {
             queue.in_vain = 0;
             return queue;
         }
@@ -267,14 +262,14 @@ impl<C: Commit> Commits<C> {
             return queue;
         }
         for _ in 0..LINGER {
-            if queue.waiting.count() >= wanted {
+            if C::count(&queue.waiting) >= wanted {
                 break;
             }
             drop(queue);
             yield_now();
             queue = hold(&self.queue);
         }
-        if queue.waiting.count() >= wanted {
+        if C::count(&queue.waiting) >= wanted {
             queue.in_vain = 0;
         } else {
             queue.in_vain = (queue.in_vain + 1).min(MAX_SKIPPED.ilog2());
@@ -329,16 +324,6 @@ mod tests {
         Lost,
     }
 
-    impl Collected for Vec<u32> {
-        fn count(&self) -> usize {
-            Self::len(self)
-        }
-
-        fn len(&self) -> usize {
-            self.iter().map(|n| *n as usize).sum()
-        }
-    }
-
     impl Commit for Fake {
         type Collected = Vec<u32>;
         type Answer = Told;
@@ -359,6 +344,14 @@ mod tests {
             }
             thread::yield_now();
             answers
+        }
+
+        fn count(collected: &Vec<u32>) -> usize {
+            collected.len()
+        }
+
+        fn len(collected: &Vec<u32>) -> usize {
+            collected.iter().map(|n| *n as usize).sum()
         }
 
         fn answered(_: usize) {}

@@ -33,7 +33,7 @@ pub use verify::{Verdict, Verification};
 pub(crate) use self::append::{Append, Queued};
 use self::append::{Arrivals, Encoder, Ready};
 use self::bell::Bell;
-use self::commit::{Collected, Commit, Commits, Place};
+use self::commit::{Commit, Commits, Place};
 use self::core::{Answer, Core};
 pub(crate) use self::due::Due;
 use crate::clock::{Clock, Entropy};
@@ -224,22 +224,20 @@ impl Told {
     }
 }
 
-impl Collected for Arrivals {
-    fn count(&self) -> usize {
-        Self::count(self)
-    }
-
-    fn len(&self) -> usize {
-        Self::len(self)
-    }
-}
-
 impl Commit for Core {
     type Collected = Arrivals;
     type Answer = Answer;
 
     fn commit(&mut self, arrivals: &mut Arrivals) -> Vec<Answer> {
         Self::commit(self, arrivals)
+    }
+
+    fn count(arrivals: &Arrivals) -> usize {
+        arrivals.count()
+    }
+
+    fn len(arrivals: &Arrivals) -> usize {
+        arrivals.len()
     }
 
     fn answered(count: usize) {

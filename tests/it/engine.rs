@@ -2,9 +2,9 @@
 
 use runwal::async_engine::AsyncEngine;
 use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
-use runwal::engine::{Conditions, Engine, Entry, Log, NewRecord, Options, World};
+use runwal::engine::{Conditions, Engine, Entry, Log, NewRecord, Options, Ticket, World};
 use runwal::error::Result;
-use runwal::position::{Position, Seq, Time};
+use runwal::position::{Position, Seq, StreamId, Time};
 use runwal::record::{
     Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, StatePatch, Status, Tick,
 };
@@ -13,6 +13,8 @@ use runwal::{ErrorKind, JournalOptions, Spares, Verdict};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 fn request(run: &str) -> RunRequest {
     RunRequest::new(Id::new("t").unwrap(), Id::new(run).unwrap(), Id::new("s").unwrap())
@@ -528,8 +530,6 @@ async fn tasks_wait_for_room_in_the_order_in_which_they_came() {
     holder.join().unwrap();
 }
 
-/// Small appends that are committed together share a batch, whosever they are; each has a receipt of its
-/// own. One with a key, and a long one, have a batch to themselves.
 /// Records are encoded where they are handed in, with the sequences that they are thought to get.
 #[test]
 fn what_others_write_in_between_moves_what_was_handed_in_before() {
@@ -574,6 +574,114 @@ fn what_others_write_in_between_moves_what_was_handed_in_before() {
     }
 }
 
+/// Whatever is wrong with an append, those that share its batch and its group are as if it had not been.
+#[test]
+fn who_is_refused_harms_nobody_in_the_same_group() {
+    let line = |len: usize| -> NewRecord { Body::Chunk(Channel::Stdout, vec![b'x'; len]).into() };
+    let expecting = |seq: u64| Conditions::none().expecting(Seq(seq));
+    let bad: [&dyn Fn(&Engine, StreamId) -> Ticket; 6] = [
+        &|engine, _| engine.submit(StreamId(0), None, &[line(1)]).unwrap(),
+        &|engine, _| engine.submit(StreamId(u64::MAX), None, &[line(1)]).unwrap(),
+        &|engine, _| engine.submit(StreamId(1 << 40), None, &[line(1), line(2)]).unwrap(),
+        &|engine, run| engine.submit(run, expecting(u64::MAX), &[line(1), line(2)]).unwrap(),
+        &|engine, run| engine.submit(run, expecting(u64::MAX), &[line(40_000), line(40_000)]).unwrap(),
+        &|engine, _| engine.submit_run(&crate::format::request(), None, expecting(5), &[]).unwrap(),
+    ];
+    for bad in bad {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path());
+        let run = Recorder::prepare(&engine, request("a")).unwrap().stream();
+        let before = engine.append(run, None, &[line(1)]).unwrap().last_seq;
+        let tickets = [
+            engine.submit(run, None, &[line(10)]).unwrap(),
+            bad(&engine, run),
+            engine.submit(run, None, &[line(20)]).unwrap(),
+            engine.submit(run, Conditions::none().key("k"), &[line(30)]).unwrap(),
+        ];
+        let [one, refused, two, three] = tickets.map(Ticket::wait);
+        let refused = refused.unwrap_err();
+        assert!(refused.conflict().is_some() || refused.message().contains("no stream"), "{refused}");
+        let seqs = [one, two, three].map(|answer| answer.unwrap().last_seq.0 - before.0);
+        assert_eq!(seqs, [1, 2, 3]);
+        engine.append(run, expecting(before.0 + 4), &[line(1)]).unwrap();
+        let mut log = Log::open(dir.path().join("data")).unwrap();
+        assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Clean);
+        let damage = log.stream(run, Seq(1), &mut |_| Ok(true)).unwrap();
+        assert!(damage.is_empty(), "{damage:?}");
+    }
+}
+
+/// A task whose waker hands in by itself.
+struct HandsIn(Engine, StreamId, std::sync::mpsc::Sender<()>);
+
+impl std::task::Wake for HandsIn {
+    fn wake(self: Arc<Self>) {
+        let line = [Body::Chunk(Channel::Stdout, b"x".to_vec()).into()];
+        let _ = self.0.submit(self.1, None, &line).map(drop);
+        let _ = self.2.send(());
+    }
+}
+
+/// Also where the journal's lock was not to be had.
+#[test]
+fn whoever_gets_a_place_in_the_queue_may_hand_in_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = JournalOptions { patience: Duration::from_millis(100), ..JournalOptions::default() };
+    let options = Options { publish: false, journal, ..Options::default() };
+    let (engine, _) = Engine::open(dir.path().join("data"), options).unwrap();
+    let run = Recorder::prepare(&engine, request("a")).unwrap().stream();
+    let tasks = AsyncEngine::new(engine.clone()).unwrap();
+    let chunk = || vec![Body::Chunk(Channel::Stdout, vec![b'x'; 1 << 20]).into()];
+    let (came, comes) = std::sync::mpsc::channel();
+    let waker = Waker::from(Arc::new(HandsIn(engine.clone(), run, came)));
+    let lock = std::fs::File::options().write(true).open(dir.path().join("data/journal/lock")).unwrap();
+    lock.lock().unwrap();
+    let (mut tickets, mut waiting) = (Vec::new(), None);
+    engine.between_commits(|| {
+        for _ in 0..8 {
+            let mut submit = Box::pin(tasks.submit(run, None, chunk()));
+            match submit.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(ticket) => tickets.push(ticket.unwrap()),
+                Poll::Pending => panic!("there is room for eight"),
+            }
+        }
+        let mut submit = Box::pin(tasks.submit(run, None, chunk()));
+        assert!(submit.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        waiting = Some(submit);
+    });
+    comes.recv_timeout(Duration::from_secs(60)).unwrap();
+    drop((lock, waiting));
+}
+
+/// A segment is no longer than it is meant to be, unless a single batch is, however often what was handed in
+/// has to be encoded anew.
+#[test]
+fn what_is_encoded_anew_stays_within_its_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { publish: false, ..Options::default() };
+    let (engine, _) = Engine::open(dir.path().join("data"), options()).unwrap();
+    let (other, _) = Engine::open(dir.path().join("data"), options()).unwrap();
+    let run = Recorder::prepare(&engine, request("a")).unwrap().stream();
+    let of = |bytes: Vec<u8>| [Body::Chunk(Channel::Stdout, bytes).into()];
+    engine.append(run, None, &of(b"x".to_vec())).unwrap();
+    let mut state = 7_u64;
+    let noise = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    });
+    let long = engine.submit(run, None, &of(vec![b'x'; 1_000_000])).unwrap();
+    // What packs is not tried to be packed behind what does not.
+    let noise = engine.submit(run, Conditions::none().key("n"), &of(noise.take(6_000).collect())).unwrap();
+    other.append(run, None, &of(b"y".to_vec())).unwrap();
+    for ticket in [long, noise] {
+        ticket.wait().unwrap();
+    }
+    let first = std::fs::metadata(dir.path().join("data/journal/0000000001.seg")).unwrap().len();
+    assert!(first <= 256 << 10, "{first}");
+}
+
+/// Small appends that are committed together share a batch, whosever they are; each has a receipt of its
+/// own. One with a key, and a long one, have a batch to themselves.
 #[test]
 fn small_appends_share_a_batch_and_each_has_its_receipt() {
     let dir = tempfile::tempdir().unwrap();

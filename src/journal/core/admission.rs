@@ -11,40 +11,55 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl Core {
-    /// Gives every record its sequence. Answers with the last one of each append that is not refused, and
-    /// whether any of them is another than it was thought to be.
-    pub(super) fn admit(
-        &mut self,
-        group: &mut Group,
-        batch: &mut Prepared,
-        refuse: &mut dyn FnMut(usize, Error),
-    ) -> (Vec<Option<Seq>>, bool) {
+    /// Gives every record its sequence. Answers with the last one of each append, and whether any sequence is
+    /// another than it was thought to be.
+    pub(super) fn admit(&mut self, group: &mut Group, batch: &mut Prepared) -> (Vec<Result<Seq>>, bool) {
         let encoder = Arc::clone(&self.encoder);
-        let guesses = &encoder.guesses;
-        let (mut last_seqs, mut changed) = (Vec::with_capacity(batch.waiting().len()), false);
-        for (nth, (append, parts)) in batch.appends().enumerate() {
-            match self.check(group, append, parts, &mut |part, seq| changed |= part.place(seq, guesses)) {
-                Ok(last_seq) => {
-                    append.ends.iter().for_each(|id| guesses.forget(*id));
-                    last_seqs.push(Some(last_seq));
+        let (mut answers, mut changed) = (Vec::with_capacity(batch.waiting().len()), false);
+        let mut seqs = Vec::new();
+        for (append, parts) in batch.appends() {
+            seqs.clear();
+            let answer = self.check(group, append, parts, &mut seqs);
+            if answer.is_ok() {
+                for (part, seq) in parts.iter_mut().zip(&seqs) {
+                    changed |= part.place(*seq, &encoder.guesses);
                 }
-                Err(error) => {
-                    parts.iter().filter_map(Part::stream).for_each(|id| guesses.forget(id));
-                    refuse(nth, error);
-                    last_seqs.push(None);
-                }
+                append.ends.iter().for_each(|id| encoder.guesses.forget(*id));
+            } else {
+                self.give_back(group, parts);
             }
+            answers.push(answer);
         }
-        (last_seqs, changed)
+        (answers, changed)
     }
 
-    /// Gives the records of an append their sequences, unless it does not fit. Answers with the last one.
+    /// Records are not written: those that come behind them get their sequences.
+    pub(super) fn give_back(&mut self, group: &Group, parts: &[Part]) {
+        for part in parts {
+            let Some(id) = part.stream() else { continue };
+            match self.last_seq(group, id).map(|last| last.and_then(Seq::next)) {
+                Ok(Some(next)) => part.give_back(next, &self.encoder.guesses),
+                Ok(None) | Err(_) => self.encoder.guesses.forget(id),
+            }
+        }
+    }
+
+    /// The last sequence of a stream, with what was admitted.
+    fn last_seq(&mut self, group: &Group, id: StreamId) -> Result<Option<Seq>> {
+        if let Some(last) = group.streams.get(&id) {
+            return Ok(Some(*last));
+        }
+        Ok(self.view()?.stream(id)?.map(|state| state.last_seq))
+    }
+
+    /// Finds the sequence of each part of an append, unless it does not fit. Answers with the last one of its
+    /// records.
     fn check(
         &mut self,
         group: &mut Group,
         append: &Waiting,
-        parts: &mut [Part],
-        place: &mut dyn FnMut(&mut Part, Seq),
+        parts: &[Part],
+        seqs: &mut Vec<Seq>,
     ) -> Result<Seq> {
         let mut opened: Option<Seq> = None;
         let mut last_seq = Seq::ZERO;
@@ -54,7 +69,7 @@ impl Core {
         let mut names = Vec::new();
         let expected = append.conditions.expected;
         let mut first = true;
-        for part in &mut *parts {
+        for part in parts {
             let count = part.count();
             let seq = match &part.target {
                 Target::Open(name) => {
@@ -78,13 +93,11 @@ impl Core {
                         Some((before, seq)) if before == *id => seq,
                         _ => {
                             streams.extend(current.take());
-                            match streams.get(id).or_else(|| group.streams.get(id)) {
-                                Some(seq) => *seq,
-                                None => match self.view()?.stream(*id)? {
-                                    Some(state) => state.last_seq,
-                                    None => return Err(Error::misuse(format!("there is no stream {id}"))),
-                                },
-                            }
+                            let known = match streams.get(id) {
+                                Some(last) => Some(*last),
+                                None => self.last_seq(group, *id)?,
+                            };
+                            known.ok_or_else(|| Error::misuse(format!("there is no stream {id}")))?
                         }
                     };
                     let seq = next_seq(last)?;
@@ -101,7 +114,7 @@ impl Core {
                     .hint("Somebody else has written to it; nothing of this append was written."));
             }
             last_seq = Seq(seq.0 + (count - 1));
-            place(part, seq);
+            seqs.push(seq);
         }
         if let Some(id) = append.must_be_open {
             let state = self.view()?.stream(id)?;

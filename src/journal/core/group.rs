@@ -87,18 +87,21 @@ impl Core {
     pub(in crate::journal) fn commit(&mut self, arrivals: &mut Arrivals) -> Vec<Answer> {
         let mut answers: Vec<Option<Answer>> = Vec::new();
         answers.resize_with(arrivals.count(), || None);
+        // Taken up, and its places given back, also where the lock is not to be had.
+        let batches = arrivals.take();
         let result = self.locked(|core, _| {
             let mut tell = |i: usize, answer: Answer| answers[i] = Some(answer);
             let mut group = Group::default();
             let mut first = 0;
-            for batch in arrivals.take() {
+            for batch in batches {
                 let behind = first + batch.waiting().len();
                 if let Err(error) = core.gather(&mut group, first, batch, &mut tell) {
-                    if core.is_poisoned() {
-                        return Err(error);
+                    // What was gathered before it is as good as ever. Nothing behind it is: it would go on
+                    // from what was admitted and is not written.
+                    if !core.is_poisoned() {
+                        core.flush(&mut group, &mut tell)?;
                     }
-                    let mut shared = Some(error);
-                    (first..behind).for_each(|nth| tell(nth, Err(take_or_copy(&mut shared))));
+                    return Err(error);
                 }
                 first = behind;
             }
@@ -111,7 +114,7 @@ impl Core {
     }
 
     /// Checks the appends of a batch, of which the first has this number, and adds it to the group, rolling
-    /// first where it does not fit.
+    /// first where it does not fit. An error ends the turn.
     fn gather(
         &mut self,
         group: &mut Group,
@@ -122,10 +125,31 @@ impl Core {
         if batch.key().is_some_and(|key| group.keys.contains(key)) {
             self.flush(group, tell)?;
         }
-        if let Some(receipt) = self.repeated(&batch)? {
-            tell(first_nth, Ok(receipt));
+        if let Some(answer) = self.repeated(&batch).transpose() {
+            batch.appends().for_each(|(_, parts)| self.give_back(group, parts));
+            tell(first_nth, answer);
             return Ok(());
         }
+        let spot = self.view()?.spot;
+        let first = next(group.end(&spot).0)?;
+        // There is always one behind the last.
+        next(Position(first.0.saturating_add(batch.count() - 1)))?;
+        let (answers, changed) = self.admit(group, &mut batch);
+        let kept: Vec<_> = answers.iter().map(Result::is_ok).collect();
+        if changed || kept.contains(&false) {
+            batch.encode_anew(&kept, &self.encoder)?;
+        }
+        let mut admitted = Vec::with_capacity(kept.len());
+        for (nth, answer) in (first_nth..).zip(answers) {
+            match answer {
+                Ok(last_seq) => admitted.push((nth, last_seq)),
+                Err(error) => tell(nth, Err(error)),
+            }
+        }
+        if admitted.is_empty() {
+            return Ok(());
+        }
+        batch.finish(&self.encoder);
         let view = self.view()?;
         let at = view.spot.offset + group.len;
         if at > SEGMENT_DATA_START && at + batch.len() > view.segment.header.capacity {
@@ -135,29 +159,14 @@ impl Core {
             self.flush(group, tell)?;
         }
         let spot = self.view()?.spot;
-        let first = next(group.end(&spot).0)?;
-        // There is always one behind the last.
-        next(Position(first.0.saturating_add(batch.count() - 1)))?;
-        let (last_seqs, changed) =
-            self.admit(group, &mut batch, &mut |i, error| tell(first_nth + i, Err(error)));
-        if changed || last_seqs.contains(&None) {
-            let kept: Vec<_> = last_seqs.iter().map(Option::is_some).collect();
-            // Who comes next goes on from what was admitted.
-            self.guard(|core| batch.encode_anew(&kept, &core.encoder))?;
-        }
-        if batch.count() == 0 {
-            return Ok(());
-        }
         let mut position = first;
-        let admitted =
-            last_seqs.into_iter().enumerate().filter_map(|(nth, seq)| Some((first_nth + nth, seq?)));
         let member = |((nth, last_seq), (count, target)): (_, (u64, Option<&Target>))| {
             let first = position;
             position = Position(first.0 + count);
             let stream = if let Some(Target::Stream(id)) = target { *id } else { StreamId(first.0) };
             Member { nth, stream, first, last: Position(position.0 - 1), last_seq }
         };
-        let members = admitted.zip(batch.extents()).map(member).collect();
+        let members = admitted.into_iter().zip(batch.extents()).map(member).collect();
         let (header, frame, stretches) = batch.close(first, spot.position, &self.encoder);
         for opened in stretches.iter().filter(|stretch| stretch.opens.is_some()) {
             self.encoder.guesses.learn(opened.stream, opened.last_seq());
@@ -174,7 +183,8 @@ impl Core {
 
     /// One write, one sync, for all that was gathered. What it gives is still to be [noted](Self::note).
     fn make_durable(&mut self, group: &mut Group, tell: &mut dyn FnMut(usize, Answer)) -> Result<Vec<Batch>> {
-        let Group { mut batches, len, .. } = std::mem::take(group);
+        // What was admitted stays so.
+        let (mut batches, len) = (std::mem::take(&mut group.batches), std::mem::take(&mut group.len));
         let Some(last) = batches.last() else { return Ok(batches) };
         let (position, chain) = (last.header.last_position(), last.header.chain);
         let sync_ns = self.guard(|core| {
@@ -219,7 +229,7 @@ impl Core {
 
 /// The error itself the first time, its likeness afterwards.
 fn take_or_copy(error: &mut Option<Error>) -> Error {
-    let copy = error.as_ref().map(|e| Error::new(e.kind(), e.message()));
+    let copy = error.as_ref().map(Error::likeness);
     let copy = copy.unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"));
     error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"))
 }
