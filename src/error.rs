@@ -152,10 +152,10 @@ impl Error {
         }))
     }
 
-    /// The same for somebody else who is to be told, but for what is behind it.
+    /// The same for somebody else who is to be told: what is behind it only as text.
     pub(crate) fn likeness(&self) -> Self {
-        let Inner { kind, message, place, conflict, hint, source: _ } = &*self.0;
-        let (message, hint) = (message.clone(), hint.clone());
+        let Inner { kind, place, conflict, hint, .. } = &*self.0;
+        let (message, hint) = (self.message(), hint.clone());
         Self(Box::new(Inner { kind: *kind, message, place: *place, conflict: *conflict, hint, source: None }))
     }
 

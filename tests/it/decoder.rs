@@ -177,8 +177,8 @@ fn rich_journal(dir: &Path) {
         let created = (n % 5 == 0).then(|| Time(START - n.cast_signed() * 90_000_000_000_000));
         engine.append_tick(tick(n, details), created).unwrap();
     }
-    for n in 0..12 {
-        let name = format!("r-{n}-{}", "x".repeat(n * 10));
+    for n in 0..18 {
+        let name = format!("r-{n}-{}", "x".repeat(n % 12 * 10));
         let request =
             RunRequest { checkpoints: n % 2 == 0, ..RunRequest::new(id("T_2."), id(&name), id("s")) };
         let mut run = Recorder::prepare(&engine, request).unwrap();
