@@ -20,6 +20,10 @@ pub(crate) const RECORDER_VARIABLE: &str = "RUNWAL_RECORDER";
 
 const POLL: Duration = Duration::from_millis(5);
 const MAX_FILE_LEN: usize = 1 << 20;
+/// The flag of a thread of the kernel: `PF_KTHREAD` in Linux's `include/linux/sched.h`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+/// How often a process is looked at that becomes another program.
+const MAX_LOOKS: usize = 1_000;
 
 /// What tells a process from a later one with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,7 @@ struct Status {
     #[cfg(feature = "terminal")]
     parent: u32,
     group: u32,
+    flags: u64,
     start_ticks: u64,
 }
 
@@ -68,6 +73,7 @@ fn parse_stat(stat: &[u8]) -> Option<Status> {
         #[cfg(feature = "terminal")]
         parent: u32::try_from(number(1)?).ok()?,
         group: u32::try_from(number(2)?).ok()?,
+        flags: number(6)?,
         start_ticks: number(19)?,
     })
 }
@@ -152,13 +158,29 @@ fn members(run: &str, recorder: &str, worker: Option<Identity>, younger: bool) -
         if status.state == b'Z' || pid == std::process::id() {
             continue;
         }
-        let environ = read(&proc_fs, &format!("{pid}/environ")).unwrap_or_default();
+        let environ = environment(&proc_fs, pid, &status);
         let marked = wanted.iter().all(|w| environ.split(|b| *b == 0).any(|v| v == w.as_bytes()));
         if marked || group == Some(status.group) {
             found.push(Identity { pid, start_ticks: status.start_ticks });
         }
     }
     Ok(found)
+}
+
+/// The variables of a process. One that is just becoming another program has none for a moment, and no
+/// arguments either: it is looked at again.
+fn environment(proc_fs: &dyn Disk, pid: u32, status: &Status) -> Vec<u8> {
+    let of = |what: &str| read(proc_fs, &format!("{pid}/{what}")).ok();
+    let mut environ = of("environ").unwrap_or_default();
+    for _ in 0..MAX_LOOKS {
+        let kernel = status.flags & KERNEL_THREAD != 0;
+        if kernel || !environ.is_empty() || of("cmdline").is_none_or(|arguments| !arguments.is_empty()) {
+            break;
+        }
+        std::thread::yield_now();
+        environ = of("environ").unwrap_or_default();
+    }
+    environ
 }
 
 fn signal(process: Identity, signal: Signal) -> bool {
