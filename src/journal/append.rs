@@ -751,4 +751,40 @@ mod tests {
             encoder.guesses.forget(StreamId(7));
         }
     }
+
+    /// What an append that is not written was thought to take is for those who come behind it.
+    #[test]
+    fn what_is_given_back_is_thought_of_for_the_next() {
+        let encoder = Encoder::new(u64::MAX);
+        let hand_in = || {
+            let mut arrivals = Arrivals::default();
+            arrivals.add(Ready::new(append(&[9, 9]), &encoder).unwrap(), &encoder);
+            arrivals.take().next().unwrap()
+        };
+        let place = |mut batch: Prepared, seq| {
+            batch.appends().any(|(_, parts)| parts.iter_mut().any(|part| part.place(seq, &encoder.guesses)))
+        };
+        encoder.guesses.learn(StreamId(7), Seq(40));
+        assert!(!place(hand_in(), Seq(41)));
+        let mut refused = hand_in();
+        refused.appends().for_each(|(_, parts)| parts[0].give_back(Seq(43), &encoder.guesses));
+        assert!(!place(hand_in(), Seq(43)));
+    }
+
+    #[test]
+    fn buffers_are_used_again_and_kept_within_their_limit() {
+        let buffers = Buffers::default();
+        let long = buffers.take(1 << 20);
+        let room = long.capacity();
+        buffers.put(long);
+        buffers.put(Vec::with_capacity(MIN_KEPT_LEN));
+        buffers.put(Vec::with_capacity(MIN_KEPT_LEN - 1));
+        assert_eq!(hold(&buffers.0).buffers.len(), 2, "the short one is not worth it");
+        assert_eq!(buffers.take(1 << 19).capacity(), room, "though a shorter one lies in front of it");
+        assert_eq!((buffers.any().capacity(), buffers.any().capacity()), (MIN_KEPT_LEN, 0));
+        assert_eq!(hold(&buffers.0).len, 0);
+        (0..20).for_each(|_| buffers.put(Vec::with_capacity(1 << 20)));
+        let kept = hold(&buffers.0);
+        assert_eq!((kept.buffers.len(), kept.len), (8, MAX_KEPT_LEN));
+    }
 }
