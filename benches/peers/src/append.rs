@@ -5,13 +5,13 @@ use crate::engines::runwal::{Runwal, chunk};
 use crate::engines::{Engine, Kind, Setup};
 use crate::event::{Content, Events};
 use crate::table::percentile;
+use crate::turns::Turns;
 use crate::workload::{EVENT_LEN, Load, Workload};
 use crate::{Args, Result};
 use ::runwal::engine::Conditions;
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How many are in flight with `w2-async` and `w2-tickets`.
@@ -61,16 +61,10 @@ pub(crate) fn append(workload: Workload, kind: Kind, dir: &Path, args: &Args) ->
     Ok(())
 }
 
-/// When a writer measures, and when it stops.
+/// What a writer appends, and when.
 #[derive(Clone, Copy)]
 struct Pace<'p> {
-    /// Where all writers wait for each other when they are ready.
-    barrier: &'p Barrier,
-    /// Set when the first is done: a rate with all of them writing is wanted.
-    over: &'p AtomicBool,
-    warm_up: Duration,
-    /// For how long; `None` for all appends it may make.
-    measured: Option<Duration>,
+    turns: &'p Turns,
     /// How many appends one writer makes at most.
     most: u64,
     len: usize,
@@ -83,44 +77,42 @@ type Measured = Vec<u64>;
 impl Pace<'_> {
     /// Calls `append` with 1, 2, 3 and so on until it is over. It answers with how long the append took
     /// that came to its end, if one did.
-    fn run(&self, mut append: impl FnMut(u64) -> Result<Option<u64>>) -> Result<(Measured, Duration)> {
+    fn run(&self, mut append: impl FnMut(u64) -> Result<Option<u64>>) -> Result<Measured> {
         let mut all = Vec::with_capacity(1 << 16);
-        let begun = Instant::now();
-        let counted = begun + self.warm_up;
-        for nth in 1..=self.most {
-            let took_ns = append(nth)?;
-            if Instant::now() >= counted {
-                all.extend(took_ns);
+        let mut each = || {
+            for nth in 1..=self.most {
+                if !self.turns.pass() {
+                    break;
+                }
+                let took_ns = append(nth)?;
+                if self.turns.counts() {
+                    all.extend(took_ns);
+                }
             }
-            let Some(measured) = self.measured else { continue };
-            if begun.elapsed() >= self.warm_up + measured || self.over.load(Ordering::Relaxed) {
-                break;
-            }
-        }
-        self.over.store(true, Ordering::Relaxed);
-        Ok((all, begun.elapsed().saturating_sub(self.warm_up)))
+            Ok(())
+        };
+        let result = each();
+        self.turns.leave();
+        result.map(|()| all)
     }
 }
 
-/// Runs writers in threads, each told its number. Answers with all that was measured, and how long the
-/// last of them took.
+/// Runs writers in threads, each told its number. Answers with all that was measured, and how long that
+/// took.
 fn in_threads(
     load: &Load,
     setup: &Setup,
     args: &Args,
-    writer: impl Fn(u32, Pace<'_>) -> Result<(Measured, Duration)> + Sync,
+    writer: impl Fn(u32, Pace<'_>) -> Result<Measured> + Sync,
 ) -> Result<(Measured, Duration)> {
-    let (barrier, over) = (Barrier::new(load.writers as usize), AtomicBool::new(false));
-    let fixed = args.appends.is_some();
-    let pace = |seed: u32| Pace {
-        barrier: &barrier,
-        over: &over,
-        warm_up: if fixed { Duration::ZERO } else { Duration::from_secs_f64(args.warm_up) },
-        measured: (!fixed).then(|| Duration::from_secs_f64(args.seconds)),
+    let turns = Turns::new(load.writers as usize);
+    let pace = |number: u32| Pace {
+        turns: &turns,
         most: setup.events / u64::from(load.writers),
         len: load.len,
-        seed: u64::from(seed) + 1,
+        seed: u64::from(number) + 1,
     };
+    let begun = Instant::now();
     let results: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..load.writers)
             .map(|number| {
@@ -128,29 +120,32 @@ fn in_threads(
                 scope.spawn(move || writer(number, pace))
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().map_err(|_| "a writer panicked")).collect()
-    });
-    let (mut all, mut longest) = (Vec::new(), Duration::ZERO);
+        let told = be_told(&turns, args);
+        let results: Vec<_> =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| "a writer panicked")).collect();
+        told.map(|()| results)
+    })?;
+    let mut all = Vec::new();
     for result in results {
-        let (measured, took) = result??;
-        all.extend(measured);
-        longest = longest.max(took);
+        all.extend(result??);
     }
-    Ok((all, longest))
+    Ok((all, if args.appends.is_some() { begun.elapsed() } else { turns.counted() }))
+}
+
+/// Has the writers append in turns as the parent says, or all that they are to append.
+fn be_told(turns: &Turns, args: &Args) -> Result<()> {
+    if args.appends.is_some() {
+        turns.run_freely();
+        return Ok(());
+    }
+    turns.obey(std::io::stdin().lock(), std::io::stdout().lock())
 }
 
 /// A writer that goes round the streams that are its own.
-fn append_one_by_one(
-    engine: &dyn Engine,
-    load: &Load,
-    number: u32,
-    pace: Pace<'_>,
-) -> Result<(Measured, Duration)> {
+fn append_one_by_one(engine: &dyn Engine, load: &Load, number: u32, pace: Pace<'_>) -> Result<Measured> {
     let mut events = Events::new(Content::Random, pace.len, pace.seed);
     let mine: Vec<u32> = (number..load.streams).step_by(load.writers as usize).collect();
-    let writer = engine.writer();
-    pace.barrier.wait();
-    let mut writer = writer?;
+    let mut writer = engine.writer()?;
     pace.run(|nth| {
         let (round, turn) = ((nth - 1) / mine.len() as u64, (nth - 1) % mine.len() as u64);
         let event = events.make(round + 1);
@@ -161,10 +156,9 @@ fn append_one_by_one(
 }
 
 /// A thread with half of the tickets: hands the next one in as soon as the oldest is durable.
-fn append_tickets(engine: &Runwal, mine: &[u32], pace: Pace<'_>) -> Result<(Measured, Duration)> {
+fn append_tickets(engine: &Runwal, mine: &[u32], pace: Pace<'_>) -> Result<Measured> {
     let mut events = Events::new(Content::Random, pace.len, pace.seed);
     let mut flying = VecDeque::with_capacity(IN_FLIGHT / 2);
-    pace.barrier.wait();
     pace.run(|nth| {
         let place = usize::try_from(nth)? % mine.len();
         flying.push_back((engine.submit(mine[place], events.make(nth))?, Instant::now()));
@@ -191,35 +185,41 @@ fn append_async(
     let handle = engine.asynchronous()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
     let most = setup.events / streams.len() as u64;
-    let (warm_up, measured) = (Duration::from_secs_f64(args.warm_up), Duration::from_secs_f64(args.seconds));
+    let turns = Arc::new(Turns::new(streams.len()));
     let begun = Instant::now();
     let tasks: Vec<_> = (1..)
         .zip(streams)
         .map(|(seed, stream)| {
-            let handle = handle.clone();
+            let (handle, turns) = (handle.clone(), Arc::clone(&turns));
             let mut events = Events::new(Content::Random, EVENT_LEN, seed);
             runtime.spawn(async move {
                 let mut all = Vec::new();
+                let mut result = Ok(());
                 for seq in 1..=most {
-                    let record = chunk(events.make(seq));
-                    let before = Instant::now();
-                    handle.append(stream, Conditions::none(), vec![record]).await?;
-                    if begun.elapsed() >= warm_up {
-                        all.push(nanos(before));
-                    }
-                    if begun.elapsed() >= warm_up + measured {
+                    if !turns.pass_as_task().await {
                         break;
                     }
+                    let record = chunk(events.make(seq));
+                    let before = Instant::now();
+                    result = handle.append(stream, Conditions::none(), vec![record]).await.map(|_| ());
+                    if result.is_err() {
+                        break;
+                    }
+                    if turns.counts() {
+                        all.push(nanos(before));
+                    }
                 }
-                Ok::<_, ::runwal::Error>(all)
+                turns.leave();
+                result.map(|()| all)
             })
         })
         .collect();
+    be_told(&turns, args)?;
     let mut all = Vec::new();
     for task in tasks {
         all.extend(runtime.block_on(task)??);
     }
-    let took = begun.elapsed().saturating_sub(warm_up);
+    let took = if args.appends.is_some() { begun.elapsed() } else { turns.counted() };
     runtime.block_on(handle.close())?;
     Ok((all, took))
 }

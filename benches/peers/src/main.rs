@@ -79,6 +79,7 @@ mod plot;
 mod rounds;
 mod syncs;
 mod table;
+mod turns;
 mod workload;
 
 use cell::Cell;

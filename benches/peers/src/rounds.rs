@@ -4,21 +4,27 @@ use crate::cell::Cell;
 use crate::engines::Kind;
 use crate::event::Layout;
 use crate::table::{FIGURE, Sample};
+use crate::turns::Turner;
 use crate::workload::{EVENT_LEN, Workload};
 use crate::{Args, Result};
+use std::error::Error;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
+
+/// How long one engine appends before it is the next one's turn.
+const TURN: Duration = Duration::from_millis(100);
 
 /// How many bytes an event takes in the limit's log: what the sizes of `flat` are reckoned with.
 const FRAME_LEN: u64 = EVENT_LEN as u64 + 17;
 
-/// More than single appends write in a second or two.
-const APPENDED_LEN: u64 = 1 << 30;
+/// More than an engine writes in a turn.
+const MAX_TURN_LEN: u64 = 128 << 20;
 
 /// What is written beyond that is mostly on the disk by then, and its memory free again.
 const MAX_WARMED_LEN: u64 = 4 << 30;
@@ -92,9 +98,8 @@ fn warm_up_memory(len: u64) -> Result<()> {
 fn run(args: &Args, cell: Cell, workload: Workload, kind: Kind, dir: &Path) -> Result<Vec<(String, f64)>> {
     eprintln!("{} {} {cell:?}", workload.word(), kind.word());
     match cell {
-        Cell::Append => warm_up_memory(APPENDED_LEN)?,
         Cell::Fill => warm_up_memory((args.events * 3 * EVENT_LEN as u64).min(MAX_WARMED_LEN))?,
-        Cell::Open | Cell::Scan | Cell::Read | Cell::Kill | Cell::Flat => {}
+        Cell::Append | Cell::Open | Cell::Scan | Cell::Read | Cell::Kill | Cell::Flat => {}
     }
     let line = cell_args(args, cell, workload, kind, dir);
     let output = Command::new(std::env::current_exe()?).args(line).stderr(Stdio::inherit()).output()?;
@@ -123,13 +128,7 @@ pub(crate) fn measure(args: &Args) -> Result<Results> {
     for round in 0..args.rounds {
         let args = Args { round, ..args.clone() };
         for workload in wanted.iter().copied().filter(|workload| workload.load().is_some()) {
-            for kind in args.engines().into_iter().filter(|kind| workload.suits(*kind)) {
-                let dir = fresh_dir()?;
-                let figures = run(&args, Cell::Append, workload, kind, dir.path());
-                if let Some(figures) = results.note(figures) {
-                    results.add(round, (workload, None), kind, figures);
-                }
-            }
+            measure_appends(&args, workload, &mut results)?;
         }
         let filled = [Workload::W3, Workload::W4, Workload::W4Kill, Workload::W5, Workload::W6, Workload::W7];
         let wanted_of_filled: Vec<_> = filled.into_iter().filter(|w| wanted.contains(w)).collect();
@@ -148,6 +147,52 @@ pub(crate) fn measure(args: &Args) -> Result<Results> {
         measure_flat(args, &mut results)?;
     }
     Ok(results)
+}
+
+/// Single appends of all engines, in turns.
+fn measure_appends(args: &Args, workload: Workload, results: &mut Results) -> Result<()> {
+    let mut running = Vec::new();
+    for kind in args.engines().into_iter().filter(|kind| workload.suits(*kind)) {
+        let dir = fresh_dir()?;
+        let turner = begin(args, workload, kind, dir.path());
+        running.extend(results.note(turner).map(|turner| (kind, dir, turner)));
+    }
+    let turns = |seconds: f64| (Duration::from_secs_f64(seconds).as_nanos() / TURN.as_nanos()).max(1);
+    let not_counted = if args.warm_up > 0.0 { turns(args.warm_up) } else { 0 };
+    for nth in 0..not_counted + turns(args.seconds) {
+        warm_up_memory((running.len() as u64 * MAX_TURN_LEN).min(MAX_WARMED_LEN))?;
+        let mut still = Vec::with_capacity(running.len());
+        for (kind, dir, mut turner) in running {
+            let turn = turner.turn(TURN, nth >= not_counted).map_err(|error| named(workload, kind, &*error));
+            still.extend(results.note(turn).map(|()| (kind, dir, turner)));
+        }
+        // Whoever comes first in one turn comes last in the next.
+        still.reverse();
+        running = still;
+    }
+    for (kind, _, turner) in running {
+        let ended = turner.end().and_then(|printed| figures(&printed));
+        let ended = ended.map_err(|error| named(workload, kind, &*error));
+        if let Some(figures) = results.note(ended) {
+            results.add(args.round, (workload, None), kind, figures);
+        }
+    }
+    Ok(())
+}
+
+/// Starts a process that appends in turns.
+fn begin(args: &Args, workload: Workload, kind: Kind, dir: &Path) -> Result<Turner> {
+    eprintln!("{} {}", workload.word(), kind.word());
+    let child = Command::new(std::env::current_exe()?)
+        .args(cell_args(args, Cell::Append, workload, kind, dir))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    Turner::new(child).map_err(|error| named(workload, kind, &*error))
+}
+
+fn named(workload: Workload, kind: Kind, error: &dyn Error) -> Box<dyn Error + Send + Sync> {
+    format!("{} {}: {error}", workload.word(), kind.word()).into()
 }
 
 /// Fills a journal, and does with it whatever is wanted.
