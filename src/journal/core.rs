@@ -102,7 +102,7 @@ impl Core {
         if let Some(why) = self.told.poisoned.get() {
             return Err(poisoned(why));
         }
-        self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
+        self.lock.take(&*self.disk, &*self.clock, self.options.patience, &self.mark)?;
         let done = catch_unwind(AssertUnwindSafe(|| self.catch_up().and_then(|report| work(self, &report))));
         let result = done.unwrap_or_else(|_| {
             // Where it stopped is as little known as after a failed write.
@@ -127,6 +127,9 @@ impl Core {
 
     fn catch_up(&mut self) -> Result<OpenReport> {
         let mut report = OpenReport::default();
+        if self.view.is_some() && self.mark_view.is_current() && self.mark.is_still(&self.mark_view)? {
+            return Ok(report);
+        }
         for _ in 0..MAX_ROUNDS {
             let mark = self.mark.read()?;
             let settled = mark.is_current() && mark.same(&self.mark_view);

@@ -4,7 +4,6 @@
 //! files because looking at the times of a file that is written per commit costs a third of the
 //! commit rate.
 
-use super::segment::FOLDER;
 use crate::clock::{Clock, Entropy};
 use crate::disk::{Disk, File, Kind, Open, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,19 +14,15 @@ use std::time::Duration;
 
 /// How often a mark with an invalid slot is read again: a slot may be in the middle of being written.
 const TORN_RETRIES: usize = 3;
-/// Where the busy word stands in the bytes that are read at once.
+/// How many bytes of the file are read and written at once: from the first slot to the end of the busy word.
+const USED_LEN: usize = BUSY_AT + Busy::LEN;
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
-const WORD_AT: usize = BUSY_OFFSET as usize;
+const BUSY_AT: usize = BUSY_OFFSET as usize;
 /// The first and the longest pause between two tries for the lock.
 const PAUSE: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 
-pub(super) fn lock_name() -> String {
-    format!("{FOLDER}/lock")
-}
-
-pub(super) fn mark_name() -> String {
-    format!("{FOLDER}/mark")
-}
+pub(super) const LOCK: &str = "journal/lock";
+pub(super) const MARK: &str = "journal/mark";
 
 /// What stands at the name of the lock or the mark where that is no regular file. It is never followed.
 pub(super) fn in_the_place_of(disk: &dyn Disk, name: &str) -> Result<Option<Kind>> {
@@ -91,6 +86,8 @@ pub(crate) enum Activity {
 
 /// The bytes of the mark that mean something: both slots and the busy word.
 type Raw = [u8; 2 * Mark::LEN + Busy::LEN];
+/// Where the busy word stands in them.
+const RAW_BUSY_AT: usize = 2 * Mark::LEN;
 
 /// The mark as it was read.
 #[derive(Debug, Clone, Copy)]
@@ -145,7 +142,7 @@ pub(crate) struct MarkFile {
 impl MarkFile {
     /// Opens it, if it is there.
     pub(crate) fn open(disk: &dyn Disk, how: Open) -> Result<Option<Self>> {
-        let Some(file) = find(disk, &mark_name(), how)? else { return Ok(None) };
+        let Some(file) = find(disk, MARK, how)? else { return Ok(None) };
         let stat = file.stat()?;
         let session = disk.session()?;
         Ok(Some(Self { file, session, inode: stat.inode, pid: std::process::id() }))
@@ -162,20 +159,26 @@ impl MarkFile {
         Ok(view)
     }
 
-    fn read_once(&self) -> Result<MarkView> {
-        let mut bytes = [0_u8; WORD_AT + Busy::LEN];
+    /// Whether nothing was written to it since it was seen like this.
+    pub(crate) fn is_still(&self, view: &MarkView) -> Result<bool> {
+        Ok(self.read_raw()? == view.raw)
+    }
+
+    fn read_raw(&self) -> Result<Raw> {
+        let mut bytes = [0; USED_LEN];
         self.file.read_at(&mut bytes, 0)?;
-        let mut raw: Raw = [0; 2 * Mark::LEN + Busy::LEN];
-        let mut slots = [None; 2];
-        for (i, at) in MARK_SLOT_OFFSETS.into_iter().enumerate() {
-            let at = to_usize(at);
-            let slot = &bytes[at..at + Mark::LEN];
-            raw[i * Mark::LEN..(i + 1) * Mark::LEN].copy_from_slice(slot);
-            slots[i] = Mark::decode(slot);
+        let mut raw: Raw = [0; RAW_BUSY_AT + Busy::LEN];
+        for (slot, at) in MARK_SLOT_OFFSETS.map(to_usize).into_iter().enumerate() {
+            raw[raw_slot(slot)].copy_from_slice(&bytes[at..at + Mark::LEN]);
         }
-        let word = &bytes[WORD_AT..];
-        raw[2 * Mark::LEN..].copy_from_slice(word);
-        let activity = match Busy::decode(word) {
+        raw[RAW_BUSY_AT..].copy_from_slice(&bytes[BUSY_AT..]);
+        Ok(raw)
+    }
+
+    fn read_once(&self) -> Result<MarkView> {
+        let raw = self.read_raw()?;
+        let slots = [0, 1].map(|slot| Mark::decode(&raw[raw_slot(slot)]));
+        let activity = match Busy::decode(&raw[RAW_BUSY_AT..]) {
             (false, _) => Activity::None,
             (true, Some(busy)) if busy.boot != self.session.boot => Activity::OtherBoot,
             (true, _) => Activity::Now,
@@ -226,8 +229,8 @@ impl MarkFile {
         self.file.write_at(&busy.encode(), BUSY_OFFSET)
     }
 
-    /// Publishes what is durable now and then clears the busy word. A damaged slot is written
-    /// first; the counter never begins anew, so that a reader that looked before sees a change.
+    /// Publishes what is durable now, and clears the busy word. A damaged slot is written first, by itself; the
+    /// counter never begins anew, so that a reader that looked before sees a change.
     pub(crate) fn publish(&self, view: &MarkView, mark: Mark, entropy: &dyn Entropy) -> Result<MarkView> {
         let counter = match view.best {
             Some(best) => best.counter.wrapping_add(1),
@@ -236,14 +239,15 @@ impl MarkFile {
         let mut mark = Mark { counter, session: self.session, inode: self.inode, ..mark };
         let mut raw = view.raw;
         let mut last = if view.best.is_none() { 0 } else { view.next_slot };
-        self.write_slot(last, &mark, &mut raw)?;
+        raw[raw_slot(last)].copy_from_slice(&mark.encode());
         if view.damaged[1 - last] || view.best.is_none() {
+            self.file.write_at(&raw[raw_slot(last)], MARK_SLOT_OFFSETS[last])?;
             mark.counter = mark.counter.wrapping_add(1);
             last = 1 - last;
-            self.write_slot(last, &mark, &mut raw)?;
+            raw[raw_slot(last)].copy_from_slice(&mark.encode());
         }
-        self.file.write_at(&[0; Busy::LEN], BUSY_OFFSET)?;
-        raw[2 * Mark::LEN..].fill(0);
+        raw[RAW_BUSY_AT..].fill(0);
+        self.write_from(last, &raw)?;
         // What is there now: nobody else writes to it under the lock.
         Ok(MarkView {
             standing: Standing::Current,
@@ -255,12 +259,23 @@ impl MarkFile {
         })
     }
 
-    fn write_slot(&self, slot: usize, mark: &Mark, raw: &mut Raw) -> Result<()> {
-        let bytes = mark.encode();
-        self.file.write_at(&bytes, MARK_SLOT_OFFSETS[slot])?;
-        raw[slot * Mark::LEN..(slot + 1) * Mark::LEN].copy_from_slice(&bytes);
-        Ok(())
+    /// Writes a slot and whatever stands behind it, with one call. The other slot, where it is among that,
+    /// is written as it stands there: that damages it as little as looking at it, and each is in a sector of its
+    /// own.
+    fn write_from(&self, slot: usize, raw: &Raw) -> Result<()> {
+        let mut bytes = [0; USED_LEN];
+        for (slot, at) in MARK_SLOT_OFFSETS.map(to_usize).into_iter().enumerate() {
+            bytes[at..at + Mark::LEN].copy_from_slice(&raw[raw_slot(slot)]);
+        }
+        bytes[BUSY_AT..].copy_from_slice(&raw[RAW_BUSY_AT..]);
+        let from = MARK_SLOT_OFFSETS[slot];
+        self.file.write_at(&bytes[to_usize(from)..], from)
     }
+}
+
+/// Where a slot stands in the bytes that mean something.
+fn raw_slot(slot: usize) -> std::ops::Range<usize> {
+    slot * Mark::LEN..(slot + 1) * Mark::LEN
 }
 
 /// The lock file, opened.
@@ -274,12 +289,12 @@ pub(crate) struct Lock {
 impl Lock {
     /// Opens it for a reader, if it is there.
     pub(crate) fn find(disk: &dyn Disk) -> Result<Option<Self>> {
-        find(disk, &lock_name(), Open::Read)?.map(Self::of).transpose()
+        find(disk, LOCK, Open::Read)?.map(Self::of).transpose()
     }
 
     /// Opens it for a writer.
     pub(crate) fn find_or_make(disk: &dyn Disk) -> Result<Self> {
-        Self::of(find_or_make(disk, &lock_name())?)
+        Self::of(find_or_make(disk, LOCK)?)
     }
 
     fn of(file: Arc<dyn File>) -> Result<Self> {
@@ -303,7 +318,7 @@ impl Lock {
         disk: &dyn Disk,
         clock: &dyn Clock,
         patience: Duration,
-        mark: Option<&MarkFile>,
+        mark: &MarkFile,
     ) -> Result<()> {
         let start = clock.monotonic_ns();
         let mut pause = PAUSE.0;
@@ -333,12 +348,12 @@ impl Lock {
     }
 
     fn is_current(&self, disk: &dyn Disk) -> Result<bool> {
-        disk.is_named(&lock_name(), self.place.0, self.place.1)
+        disk.is_named(LOCK, self.place.0, self.place.1)
     }
 }
 
-fn timeout(clock: &dyn Clock, patience: Duration, mark: Option<&MarkFile>) -> Error {
-    let who = match mark.and_then(MarkFile::holder) {
+fn timeout(clock: &dyn Clock, patience: Duration, mark: &MarkFile) -> Error {
+    let who = match mark.holder() {
         Some(busy) => {
             let doing = match busy.phase {
                 Phase::Committing => "committing",
@@ -357,13 +372,13 @@ fn timeout(clock: &dyn Clock, patience: Duration, mark: Option<&MarkFile>) -> Er
 
 /// Makes the mark file with its full length, so that its blocks are never allocated under load.
 pub(crate) fn create_mark(disk: &dyn Disk) -> Result<MarkFile> {
-    let file = find_or_make(disk, &mark_name())?;
+    let file = find_or_make(disk, MARK)?;
     if file.stat()?.len < MARK_LEN {
         file.set_len(MARK_LEN)?;
     }
     drop(file);
     MarkFile::open(disk, Open::Write)?
-        .ok_or_else(|| Error::new(ErrorKind::Io, format!("{} went away while it was made", mark_name())))
+        .ok_or_else(|| Error::new(ErrorKind::Io, format!("{MARK} went away while it was made")))
 }
 
 #[cfg(test)]
@@ -371,6 +386,7 @@ mod tests {
     use super::*;
     use crate::clock::SeededEntropy;
     use crate::disk::sim::SimWorld;
+    use crate::journal::segment::FOLDER;
     use crate::position::Position;
 
     /// What a publication is thought to have left is not read back.

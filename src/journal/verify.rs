@@ -131,8 +131,8 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
         }
     }
     found.damage.sort_by_key(|d| (d.segment, d.offset));
-    for (what, name) in [("mark", mark::mark_name()), ("lock", mark::lock_name())] {
-        if let Some(kind) = mark::in_the_place_of(&*disk, &name)? {
+    for (what, name) in [("mark", mark::MARK), ("lock", mark::LOCK)] {
+        if let Some(kind) = mark::in_the_place_of(&*disk, name)? {
             let kind = kind.describe();
             let reason = format!("the {what} is {kind}; move it away, and the next writer makes it anew");
             found.damage.push(Damage::new(0, 0, reason));

@@ -17,7 +17,7 @@ impl Core {
     /// Gives up what is damaged at the end: the way on after corruption. Nothing is deleted; the
     /// next segment says which positions are lost.
     pub(in crate::journal) fn accept_damage(&mut self) -> Result<Option<Damage>> {
-        self.lock.take(&*self.disk, &*self.clock, self.options.patience, Some(&self.mark))?;
+        self.lock.take(&*self.disk, &*self.clock, self.options.patience, &self.mark)?;
         let result = self.accept_damage_locked();
         self.lock.give_back()?;
         result
