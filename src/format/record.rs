@@ -230,7 +230,7 @@ impl<'a> Records<'a> {
     fn record(&mut self) -> Option<Result<WireRecord<'a>, Flaw>> {
         let start = self.rest.0;
         let len = usize::try_from(self.rest.varint()?).ok()?;
-        let (kind, version, flags) = (self.rest.u8()?, self.rest.u8()?, self.rest.u8()?);
+        let [kind, version, flags] = self.rest.array()?;
         if flags & RESERVED != 0 {
             return Some(Err(Flaw::Unsupported("a record uses a feature this version does not know")));
         }

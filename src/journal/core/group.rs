@@ -9,14 +9,14 @@ use crate::journal::index::{Stretch, stretches};
 use crate::journal::recovery::chain_at;
 use crate::journal::segment::{Segment, Spot};
 use crate::observe;
-use crate::position::{Position, Seq, StreamId};
+use crate::position::{Position, Seq, StreamId, to_usize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The most bytes written before a sync.
 const MAX_GROUP_LEN: u64 = 16 << 20;
-/// How much is written by one call, unless a single batch is longer.
-const MAX_WRITE_LEN: usize = 512 << 10;
+/// How much is written by one call; half as much again where the first one begins in the midst of it.
+const MAX_WRITE_LEN: u64 = 512 << 10;
 
 /// What was accepted so far.
 #[derive(Default)]
@@ -234,27 +234,34 @@ fn take_or_copy(error: &mut Option<Error>) -> Error {
     error.replace(copy).unwrap_or_else(|| Error::new(ErrorKind::Reopen, "the append was not answered"))
 }
 
-/// Writes a group with few calls, each with not much more than stays near the processor.
+/// Writes a group with few calls, each with not much more than stays near the processor, and up to where whole
+/// pages end: those of the page cache are the larger, and none is written back half full.
 fn write(segment: &Segment, start: u64, batches: &mut [Batch]) -> Result<()> {
     let site = segment.header.site();
-    let sealed = batches.iter_mut().map(|batch| batch.frame.sealed(&batch.header, &site, batch.offset));
     let (mut at, mut len, mut parts) = (start, 0, Vec::new());
-    for bytes in sealed {
-        if len + bytes.len() > MAX_WRITE_LEN && !parts.is_empty() {
-            write_parts(segment, at, &parts)?;
-            // What is still to come takes a while.
-            segment.file.begin_writing_back(at, len as u64);
-            at += len as u64;
-            (len, parts) = (0, Vec::new());
+    for batch in batches {
+        let mut bytes = batch.frame.sealed(&batch.header, &site, batch.offset);
+        while !bytes.is_empty() {
+            // Up to the next boundary.
+            let room = to_usize(MAX_WRITE_LEN - (at + len) % MAX_WRITE_LEN);
+            let (part, rest) = bytes.split_at(room.min(bytes.len()));
+            parts.push(part);
+            (len, bytes) = (len + part.len() as u64, rest);
+            if part.len() == room && len >= MAX_WRITE_LEN / 2 {
+                write_parts(segment, at, &parts)?;
+                // What is still to come takes a while.
+                segment.file.begin_writing_back(at, len);
+                at += len;
+                (len, parts) = (0, Vec::new());
+            }
         }
-        len += bytes.len();
-        parts.push(bytes);
     }
     write_parts(segment, at, &parts)
 }
 
 fn write_parts(segment: &Segment, at: u64, parts: &[&[u8]]) -> Result<()> {
     match parts {
+        [] => Ok(()),
         [one] => segment.file.write_at(one, at),
         several => segment.file.write_parts_at(several, at),
     }
