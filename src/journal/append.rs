@@ -10,7 +10,6 @@ use crate::format::{
     MAX_NAME_LEN, MAX_PAYLOAD_LEN, Records, Site, Target, name_hash,
 };
 use crate::position::{Position, Seq, StreamId, Time};
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Mutex;
 
@@ -143,9 +142,13 @@ struct Sums {
     digest: [u8; 32],
 }
 
-/// Which sequences appends that are encoded ahead of their turn are thought to get.
+/// Which sequences appends that are encoded ahead of their turn are thought to get. Asked for each append, by
+/// all who hand in, one after the other.
 #[derive(Debug, Default)]
-pub(super) struct Guesses(Mutex<BTreeMap<StreamId, Guess>>);
+pub(super) struct Guesses(Mutex<Guessed>);
+
+#[expect(clippy::disallowed_types, reason = "nobody goes through it, and nothing of it is ever written")]
+type Guessed = std::collections::HashMap<StreamId, Guess>;
 
 /// What the last record of a stream is thought to be, and how often that was wrong.
 #[derive(Debug, Clone, Copy, Default)]
@@ -579,8 +582,9 @@ impl Guesses {
     /// `parts`.
     fn guess(&self, append: &mut Append<'_>, parts: &mut Vec<Part>) {
         let mut guesses = hold(&self.0);
-        while guesses.len() > MAX_GUESSED {
-            guesses.pop_first();
+        if guesses.len() > MAX_GUESSED {
+            // Learnt anew, each with one batch that is encoded twice.
+            guesses.clear();
         }
         let before = parts.len();
         let mut opened = Guess::default();

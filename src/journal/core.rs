@@ -27,7 +27,7 @@ const MAX_ROUNDS: usize = 6;
 /// write all of it twice.
 const SMALL_GROUP_LEN: u64 = 256 << 10;
 /// How many times what an index takes in memory must have been written before it is kept once more.
-const KEPT_SHARE: u64 = 2;
+const KEPT_SHARE: u64 = 4;
 
 /// The answer to one append.
 pub(super) type Answer = Result<Receipt>;
