@@ -1,6 +1,7 @@
 //! Files compared with the journal, and made what it says: those of one stream, read by its index, or those
 //! of many, in one pass over the journal.
 
+use super::log::decode;
 use super::{Log, RunInfo};
 use crate::disk::{Disk, File, Kind};
 use crate::error::{ErrorKind, Result};
@@ -11,8 +12,8 @@ use crate::record::Record;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Of how many runs the files are gone through in one pass: each holds a lock, and with it a descriptor.
-const AT_ONCE: usize = 256;
+/// How many runs are gone through in one pass: each whose files are holds a lock, and with it a descriptor.
+pub(super) const AT_ONCE: usize = 256;
 
 /// How many bytes all of them together keep until they are written.
 const MOST_KEPT: usize = 16 << 20;
@@ -62,6 +63,119 @@ struct Going {
     _lock: Option<Arc<dyn File>>,
 }
 
+/// The files of several runs, gone through together.
+struct Pass {
+    going: BTreeMap<StreamId, Going>,
+    /// How many bytes all of them keep.
+    kept: usize,
+    /// What became of the others: `None` where somebody is at work on their files.
+    done: BTreeMap<StreamId, Result<Option<Rebuilt>>>,
+}
+
+impl Pass {
+    fn begin(log: &mut Log, runs: &[&RunInfo], write: bool) -> Result<Self> {
+        let disk = Arc::clone(log.reader.handle.disk());
+        let (mut going, mut done) = (BTreeMap::new(), BTreeMap::new());
+        for run in runs {
+            match take_turn(&*disk, &run.name.folder(), write) {
+                Ok(Turn::Ours(lock)) => {
+                    let rebuild = Rebuild::of_run(Arc::clone(&disk), &run.name, write);
+                    going.insert(run.stream, Going { rebuild, last: Position::ZERO, _lock: lock });
+                }
+                Ok(Turn::Others) => drop(done.insert(run.stream, Ok(None))),
+                Err(error) => drop(done.insert(run.stream, Err(error))),
+            }
+        }
+        // What their recorders did before they gave the locks back has to be seen.
+        log.refresh()?;
+        for (stream, run) in &mut going {
+            run.last = log.end_of(*stream)?.map_or(Position::ZERO, |(_, position)| position);
+        }
+        Ok(Self { going, kept: 0, done })
+    }
+
+    fn has(&self, stream: StreamId) -> bool {
+        self.going.contains_key(&stream)
+    }
+
+    /// Takes a record in; answers whether it was the last one of its run.
+    fn record(&mut self, stream: StreamId, record: &Record) -> bool {
+        let Some(run) = self.going.get_mut(&stream) else { return false };
+        let before = run.rebuild.kept();
+        let taken = run.rebuild.record(record);
+        self.kept = self.kept - before + run.rebuild.kept();
+        let is_last = record.position >= run.last;
+        self.unless_failed(stream, taken);
+        is_last
+    }
+
+    /// Whose files cannot be written is done with; the others go on.
+    fn unless_failed(&mut self, stream: StreamId, result: Result<()>) {
+        let Err(error) = result else { return };
+        if let Some(run) = self.going.remove(&stream) {
+            self.kept -= run.rebuild.kept();
+        }
+        self.done.insert(stream, Err(error));
+    }
+
+    /// Writes what is kept, where that is much.
+    fn flush(&mut self) {
+        if self.kept <= MOST_KEPT {
+            return;
+        }
+        let streams: Vec<_> = self.going.keys().copied().collect();
+        for stream in streams {
+            let flushed = self.going.get_mut(&stream).map_or(Ok(()), |run| run.rebuild.flush());
+            self.unless_failed(stream, flushed);
+        }
+        self.kept = self.going.values().map(|run| run.rebuild.kept()).sum();
+    }
+
+    fn finish(&mut self, log: &mut Log, stream: StreamId) -> Result<()> {
+        let Some(run) = self.going.remove(&stream) else { return Ok(()) };
+        self.kept -= run.rebuild.kept();
+        let whole = log.reader.lost_behind(stream)?.is_empty();
+        self.done.insert(stream, run.rebuild.finish(run.last, whole).map(Some));
+        Ok(())
+    }
+
+    fn finish_all(mut self, log: &mut Log) -> Result<BTreeMap<StreamId, Result<Option<Rebuilt>>>> {
+        while let Some(stream) = self.going.keys().next().copied() {
+            self.finish(log, stream)?;
+        }
+        Ok(self.done)
+    }
+}
+
+/// The files of the runs that are named, each batch with records of any of them being read once. What could not be
+/// done for one of them stops none of the others.
+pub(super) fn repair_runs(
+    log: &mut Log,
+    runs: &[RunInfo],
+    done: &mut dyn FnMut(&RunInfo, Result<Option<Rebuilt>>),
+) -> Result<()> {
+    for some in runs.chunks(AT_ONCE) {
+        let some: Vec<_> = some.iter().collect();
+        let mut pass = Pass::begin(log, &some, true)?;
+        let from = pass.going.keys().map(|stream| (*stream, Seq(1))).collect();
+        log.reader.several(&from, &mut |raw| {
+            let stream = raw.stream;
+            if pass.has(stream) {
+                pass.record(stream, &decode(raw)?);
+                pass.flush();
+            }
+            Ok(())
+        })?;
+        let mut became = pass.finish_all(log)?;
+        for run in some {
+            if let Some(result) = became.remove(&run.stream) {
+                done(run, result);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The files of many runs: of those that have ended, each batch of the journal is read once for up to
 /// [`AT_ONCE`] of them. `progress` is told up to where.
 pub(super) fn rebuild_runs(
@@ -92,26 +206,11 @@ fn one_pass(
     progress: &mut dyn FnMut(Position),
     done: &mut BTreeMap<StreamId, Option<Rebuilt>>,
 ) -> Result<()> {
-    let disk = Arc::clone(log.reader.handle.disk());
-    let mut going = BTreeMap::new();
-    for run in runs {
-        match take_turn(&*disk, &run.name.folder(), write)? {
-            Turn::Ours(lock) => {
-                let rebuild = Rebuild::of_run(Arc::clone(&disk), &run.name, write);
-                going.insert(run.stream, Going { rebuild, last: Position::ZERO, _lock: lock });
-            }
-            Turn::Others => drop(done.insert(run.stream, None)),
-        }
-    }
-    // What their recorders did before they gave the locks back has to be seen.
-    log.refresh()?;
-    for (stream, run) in &mut going {
-        run.last = log.end_of(*stream)?.map_or(Position::ZERO, |(_, position)| position);
-    }
-    let Some(first) = going.keys().next() else { return Ok(()) };
-    let mut scan = log.reader.scan(Position(first.0))?;
-    let (mut kept, mut ready, mut upto) = (0, Vec::new(), Position::ZERO);
-    while !going.is_empty() {
+    let mut pass = Pass::begin(log, runs, write)?;
+    let first = pass.going.keys().next().map_or(Position::ZERO, |stream| Position(stream.0));
+    let mut scan = log.reader.scan(first)?;
+    let (mut ready, mut upto) = (Vec::new(), Position::ZERO);
+    while !pass.going.is_empty() {
         let batch = match log.reader.next_batch(&mut scan)? {
             Some(Lent::Batch(batch)) => batch,
             // Whose records were there misses them.
@@ -125,33 +224,18 @@ fn one_pass(
                 Err(error) => return Err(error),
             };
             upto = record.position;
-            let Some(run) = going.get_mut(&record.stream) else { continue };
-            kept -= run.rebuild.kept();
-            run.rebuild.record(&Record::of(&record)?)?;
-            kept += run.rebuild.kept();
-            if record.position >= run.last {
+            if pass.has(record.stream) && pass.record(record.stream, &Record::of(&record)?) {
                 ready.push(record.stream);
             }
         }
         progress(upto);
         for stream in ready.drain(..) {
-            if let Some(run) = going.remove(&stream) {
-                kept -= run.rebuild.kept();
-                done.insert(stream, Some(finish(log, stream, run)?));
-            }
+            pass.finish(log, stream)?;
         }
-        if kept > MOST_KEPT {
-            going.values_mut().try_for_each(|run| run.rebuild.flush())?;
-            kept = 0;
-        }
+        pass.flush();
     }
-    for (stream, run) in going {
-        done.insert(stream, Some(finish(log, stream, run)?));
+    for (stream, rebuilt) in pass.finish_all(log)? {
+        done.insert(stream, rebuilt?);
     }
     Ok(())
-}
-
-fn finish(log: &mut Log, stream: StreamId, run: Going) -> Result<Rebuilt> {
-    let whole = log.reader.lost_behind(stream)?.is_empty();
-    run.rebuild.finish(run.last, whole)
 }

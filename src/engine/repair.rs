@@ -2,8 +2,9 @@
 //! recorders, and brings files to what the journal says.
 
 use super::ending::{Ending, EndingData, ending_records};
-use super::rebuild::rebuild_stream;
-use super::{Engine, Log, MissedTicks, NewRecord, Options, tickers};
+use super::log::decode;
+use super::rebuild::{AT_ONCE, rebuild_unless_live, repair_runs};
+use super::{Engine, Log, MissedTicks, NewRecord, Options, RunInfo, tickers};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
 use crate::journal::live::Dead;
@@ -11,8 +12,11 @@ use crate::journal::{OpenReport, Verdict};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
 use crate::processes::{Identity, end_orphans};
-use crate::projection::publish::{TICKS_FOLDER, lock_folder, looks_right};
-use crate::record::{Body, JsonText, Level, Lifecycle, RunName, Status, TICKS_STREAM, event, terminal};
+use crate::projection::RunFold;
+use crate::projection::publish::{Rebuilt, TICKS_FOLDER, looks_right};
+use crate::record::{
+    Body, JsonText, Level, Lifecycle, Record, RunName, Status, TICKS_STREAM, event, terminal,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -126,6 +130,7 @@ struct StartedData {
 fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
     let open = log.reader.open_streams();
     let mut dead: BTreeMap<[u8; 16], Option<Dead>> = BTreeMap::new();
+    let mut ours = Vec::new();
     for stream in open {
         let Some(info) = log.run_of(stream)? else { continue };
         let recorder = log.recorder_of(stream)?;
@@ -145,48 +150,73 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
         if !matches!(dead.get(&recorder), Some(Some(_))) {
             continue;
         }
-        match end_run(engine, options, log, stream, &info.name) {
-            Ok(Some(run)) => report.interrupted.push(run),
-            Ok(None) => {}
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            Err(error) if error.kind() == ErrorKind::Retry => {
-                report.problems.push(error.to_string());
-                dead.insert(recorder, None);
+        ours.push((recorder, info));
+    }
+    for some in ours.chunks(AT_ONCE) {
+        let mut runs: BTreeMap<_, _> = some
+            .iter()
+            .map(|(_, run)| (run.stream, Found { worker: None, fold: engine.new_fold() }))
+            .collect();
+        let from = runs.keys().map(|stream| (*stream, Seq(1))).collect();
+        // They stand side by side where they went on at the same time.
+        log.reader.several(&from, &mut |raw| {
+            let Some(run) = runs.get_mut(&raw.stream) else { return Ok(()) };
+            run.take_in(&decode(raw)?);
+            Ok(())
+        })?;
+        for (recorder, run) in some {
+            // Somebody else may be ending them.
+            let still_dead = matches!(dead.get(recorder), Some(Some(_)));
+            let Some(found) = runs.remove(&run.stream).filter(|_| still_dead) else { continue };
+            match end_run(engine, options, &found, run) {
+                Ok(Some(run)) => report.interrupted.push(run),
+                Ok(None) => {}
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) if error.kind() == ErrorKind::Retry => {
+                    report.problems.push(error.to_string());
+                    dead.insert(*recorder, None);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
     }
     drop(dead);
     Ok(())
 }
 
-fn end_run(
-    engine: &Engine,
-    options: &Options,
-    log: &mut Log,
-    stream: StreamId,
-    name: &RunName,
-) -> Result<Option<InterruptedRun>> {
-    let mut worker = None;
-    let mut fold = engine.new_fold();
-    log.stream(stream, Seq(1), &mut |record| {
+/// What the records of a run say that was found without an end.
+struct Found {
+    worker: Option<Identity>,
+    fold: RunFold,
+}
+
+impl Found {
+    fn take_in(&mut self, record: &Record) {
         if let Body::Lifecycle(happened) = &record.body
             && happened.event == event::WORKER_STARTED
             && let Ok(data) = serde_json::from_str::<StartedData>(happened.data.as_str())
             && let (Some(pid), Some(start_ticks)) = (data.pid, data.start_ticks)
         {
-            worker = Some(Identity { pid, start_ticks });
+            self.worker = Some(Identity { pid, start_ticks });
         }
-        fold.apply(record, &mut |_| {});
-        Ok(true)
-    })?;
+        self.fold.apply(record, &mut |_| {});
+    }
+}
+
+fn end_run(
+    engine: &Engine,
+    options: &Options,
+    found: &Found,
+    run: &RunInfo,
+) -> Result<Option<InterruptedRun>> {
+    let (Found { worker, fold }, RunInfo { name, stream }) = (found, run);
     let Some(request) = fold.request().filter(|_| !fold.ended()) else { return Ok(None) };
     let (attempt, same_boot) = (request.attempt, request.boot == engine.boot_id());
     let recorder = hex(&request.recorder);
     let mut ended_processes = 0;
     if options.end_orphans && same_boot {
         let clock = &*engine.world().clock;
-        ended_processes = end_orphans(clock, &name.to_string(), &recorder, worker, options.orphan_grace)?;
+        ended_processes = end_orphans(clock, &name.to_string(), &recorder, *worker, options.orphan_grace)?;
     }
     let now = engine.world().clock.now();
     let mut before = Vec::new();
@@ -210,10 +240,10 @@ fn end_run(
         exit_code: None,
         data: JsonText::of(&EndingData::default())?,
     };
-    let records = ending_records(&fold, now, before, ending);
-    engine.append(stream, fold.last_seq().next(), &records)?;
+    let records = ending_records(fold, now, before, ending);
+    engine.append(*stream, fold.last_seq().next(), &records)?;
     observe::interrupted(name, attempt, ended_processes);
-    Ok(Some(InterruptedRun { name: name.clone(), stream, attempt, ended_processes }))
+    Ok(Some(InterruptedRun { name: name.clone(), stream: *stream, attempt, ended_processes }))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -232,23 +262,42 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
     // A note of records that this journal does not have is of files that may be ahead of it.
     let before = if noted > log.durable() { Position::ZERO } else { noted };
     let mut reached = log.reader.sealed_upto();
+    let mut broken = Vec::new();
+    let mut tell = |stream: StreamId, repaired: Result<Repaired>| {
+        let error = match repaired {
+            Ok(Repaired::Rewritten(files)) => {
+                report.rewritten_files += files;
+                return;
+            }
+            Ok(Repaired::Damaged(name)) => {
+                report.damaged_runs.extend(name);
+                return;
+            }
+            // What is not published is not projected.
+            Ok(Repaired::Live) => None,
+            Err(error) => Some(error),
+        };
+        report.problems.extend(error.map(|error| format!("repairing files: {error}")));
+        reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
+    };
     for (stream, last) in log.reader.streams_after(before)? {
         if !options.publish_ticks && log.ticks()? == Some(stream) {
-            reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
+            tell(stream, Ok(Repaired::Live));
             continue;
         }
-        match repair_stream(log, &*disk, stream, last) {
-            Ok(Repaired::Fine) => {}
-            Ok(Repaired::Rewritten(files)) => report.rewritten_files += files,
-            Ok(Repaired::Damaged(name)) => report.damaged_runs.extend(name),
-            // What is not published is not projected.
-            Ok(Repaired::Live) => reached = reached.min(Position(stream.0.max(before.0 + 1) - 1)),
-            Err(error) => {
-                report.problems.push(format!("repairing files: {error}"));
-                reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
-            }
+        match look_at(log, &*disk, stream, last) {
+            Ok(Looked::Fine) => {}
+            Ok(Looked::Live) => tell(stream, Ok(Repaired::Live)),
+            Ok(Looked::Broken(Some(run))) => broken.push(run),
+            Ok(Looked::Broken(None)) => tell(stream, repair_ticks(log, stream)),
+            Err(error) => tell(stream, Err(error)),
         }
     }
+    repair_runs(log, &broken, &mut |run, rebuilt| {
+        let repaired =
+            rebuilt.map(|rebuilt| rebuilt.map_or(Repaired::Live, |it| Repaired::of(&it, Some(&run.name))));
+        tell(run.stream, repaired);
+    })?;
     if reached > before {
         let kept = disk.sync_all().and_then(|()| write_projected(&*disk, &log.journal_id(), reached));
         if let Err(error) = kept {
@@ -260,29 +309,39 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
 
 /// What became of the files of one stream.
 enum Repaired {
-    Fine,
     Rewritten(u64),
     Damaged(Option<RunName>),
     /// They are being published by the run's recorder.
     Live,
 }
 
-fn repair_stream(log: &mut Log, disk: &dyn Disk, stream: StreamId, last: Position) -> Result<Repaired> {
+impl Repaired {
+    fn of(rebuilt: &Rebuilt, run: Option<&RunName>) -> Self {
+        if rebuilt.damaged { Self::Damaged(run.cloned()) } else { Self::Rewritten(rebuilt.rewritten) }
+    }
+}
+
+/// What is to be done about the files of one stream.
+enum Looked {
+    Fine,
+    Live,
+    /// They have to be compared; a run's, or those of the timed jobs.
+    Broken(Option<RunInfo>),
+}
+
+fn look_at(log: &mut Log, disk: &dyn Disk, stream: StreamId, last: Position) -> Result<Looked> {
     let run = log.run_of(stream)?;
     let folder = run.as_ref().map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
     let nobodys = run.is_none() && log.find(TICKS_STREAM)? != Some(stream);
     if nobodys || looks_right(disk, &folder, last) {
-        return Ok(Repaired::Fine);
+        return Ok(Looked::Fine);
     }
-    let lock = if is_recorded(log, stream)? { None } else { lock_folder(disk, &folder)? };
-    let Some(_lock) = lock else { return Ok(Repaired::Live) };
-    // What its recorder did before it gave the lock back has to be seen.
-    log.refresh()?;
-    let rebuilt = rebuild_stream(log, stream, true)?;
-    if rebuilt.damaged {
-        return Ok(Repaired::Damaged(run.map(|run| run.name)));
-    }
-    Ok(Repaired::Rewritten(rebuilt.rewritten))
+    Ok(if is_recorded(log, stream)? { Looked::Live } else { Looked::Broken(run) })
+}
+
+fn repair_ticks(log: &mut Log, stream: StreamId) -> Result<Repaired> {
+    let rebuilt = rebuild_unless_live(log, stream, true)?;
+    Ok(rebuilt.map_or(Repaired::Live, |it| Repaired::of(&it, None)))
 }
 
 /// Whether the recorder of a run is alive, so that its files are its own to publish: also in the

@@ -2,9 +2,10 @@
 //! changes nothing else.
 
 use runwal::disk::sim::SimWorld;
-use runwal::engine::Engine;
+use runwal::engine::{Conditions, Engine, Options};
 use runwal::format::{self, Flaw, Footer, HeaderBlock};
-use runwal::position::{Position, Seq};
+use runwal::position::{Position, Seq, StreamId};
+use runwal::record::{Body, Channel};
 use runwal::testing::stage::{Stage, Writer, read_all};
 use runwal::{ErrorKind, Verdict};
 
@@ -318,4 +319,44 @@ fn names_of_a_segment_that_is_missing_are_not_thought_to_be_all() {
     for run in &runs {
         assert_eq!(log.find(&run.name.to_string()).unwrap(), Some(run.stream));
     }
+}
+
+/// How often the disk is looked at by who opens a journal with so many runs whose recorder died, and who makes
+/// their files. The records of all of them stand in the same batches.
+fn looks_at_runs_that_died(runs: u64, batches: u64) -> u64 {
+    let mut stage = Stage::new(4 << 20, 4 << 20);
+    let writer = stage.open(1).unwrap();
+    let streams: Vec<_> = (0..runs).map(|n| stage.begin(&writer, &format!("task-{n}")).unwrap()).collect();
+    for _ in 0..batches {
+        let line = || Body::Chunk(Channel::Stdout, b"went on\n".to_vec()).into();
+        let hand_in =
+            |stream: &StreamId| writer.engine().submit(*stream, Conditions::none(), &[line()]).unwrap();
+        let tickets: Vec<_> = streams.iter().map(hand_in).collect();
+        tickets.into_iter().for_each(|ticket| drop(ticket.wait().unwrap()));
+    }
+    let found = stage.open_log(1).unwrap().info().unwrap();
+    assert!(found.batches < batches + 2 * runs + 8, "all of a round in one: {found:?}");
+    writer.disk.kill();
+    let before = stage.world.looks();
+    let (_, world) = stage.process(1);
+    let options = Options { publish: true, ..stage.options() };
+    let (engine, report) = Engine::open_in(world, options).unwrap();
+    let looks = stage.world.looks() - before;
+    assert_eq!((report.interrupted.len() as u64, report.problems), (runs, Vec::new()));
+    assert!(report.rewritten_files >= 2 * runs, "{}", report.rewritten_files);
+    engine.close().unwrap();
+    let stdout =
+        stage.world.names().into_iter().find(|name| name.contains("task-0/") && name.ends_with("stdout.log"));
+    let stdout = stdout.unwrap();
+    let out = stage.world.read_file(&stdout).unwrap();
+    assert!(out.ends_with(&b"went on\n".repeat(usize::try_from(batches).unwrap())), "all that was printed");
+    looks
+}
+
+#[test]
+fn a_run_more_that_died_costs_less_than_a_look_at_each_batch() {
+    const BATCHES: u64 = 300;
+    let (few, many) = (looks_at_runs_that_died(4, BATCHES), looks_at_runs_that_died(28, BATCHES));
+    assert!(few > 2 * BATCHES, "{few}");
+    assert!(many - few < 24 * BATCHES, "{few} looks for 4 runs, {many} for 28");
 }
