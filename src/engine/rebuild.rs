@@ -12,8 +12,11 @@ use crate::record::Record;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// How many runs are gone through in one pass: each whose files are holds a lock, and with it a descriptor.
-pub(super) const AT_ONCE: usize = 256;
+/// Of how many runs the files are gone through in one pass: each holds a lock, and with it a descriptor.
+const AT_ONCE: usize = 256;
+/// The same while a journal is opened, maybe by who has few descriptors left; also of how many it is found out
+/// how they ended, each with what it has gathered of a checkpoint.
+pub(super) const REPAIRED_AT_ONCE: usize = 32;
 
 /// How many bytes all of them together keep until they are written.
 const MOST_KEPT: usize = 16 << 20;
@@ -60,6 +63,8 @@ fn take_turn(disk: &dyn Disk, folder: &str, write: bool) -> Result<Turn> {
 struct Going {
     rebuild: Rebuild,
     last: Position,
+    /// Whether nothing of it is known to be lost.
+    whole: bool,
     _lock: Option<Arc<dyn File>>,
 }
 
@@ -80,7 +85,8 @@ impl Pass {
             match take_turn(&*disk, &run.name.folder(), write) {
                 Ok(Turn::Ours(lock)) => {
                     let rebuild = Rebuild::of_run(Arc::clone(&disk), &run.name, write);
-                    going.insert(run.stream, Going { rebuild, last: Position::ZERO, _lock: lock });
+                    let run_of = Going { rebuild, last: Position::ZERO, whole: false, _lock: lock };
+                    going.insert(run.stream, run_of);
                 }
                 Ok(Turn::Others) => drop(done.insert(run.stream, Ok(None))),
                 Err(error) => drop(done.insert(run.stream, Err(error))),
@@ -90,6 +96,7 @@ impl Pass {
         log.refresh()?;
         for (stream, run) in &mut going {
             run.last = log.end_of(*stream)?.map_or(Position::ZERO, |(_, position)| position);
+            run.whole = log.reader.lost_behind(*stream)?.is_empty();
         }
         Ok(Self { going, kept: 0, done })
     }
@@ -98,15 +105,17 @@ impl Pass {
         self.going.contains_key(&stream)
     }
 
-    /// Takes a record in; answers whether it was the last one of its run.
-    fn record(&mut self, stream: StreamId, record: &Record) -> bool {
-        let Some(run) = self.going.get_mut(&stream) else { return false };
+    /// Takes a record in. With its last one a run is done, and its lock given back.
+    fn record(&mut self, stream: StreamId, record: &Record) {
+        let Some(run) = self.going.get_mut(&stream) else { return };
         let before = run.rebuild.kept();
         let taken = run.rebuild.record(record);
         self.kept = self.kept - before + run.rebuild.kept();
         let is_last = record.position >= run.last;
         self.unless_failed(stream, taken);
-        is_last
+        if is_last {
+            self.finish(stream);
+        }
     }
 
     /// Whose files cannot be written is done with; the others go on.
@@ -131,49 +140,50 @@ impl Pass {
         self.kept = self.going.values().map(|run| run.rebuild.kept()).sum();
     }
 
-    fn finish(&mut self, log: &mut Log, stream: StreamId) -> Result<()> {
-        let Some(run) = self.going.remove(&stream) else { return Ok(()) };
+    fn finish(&mut self, stream: StreamId) {
+        let Some(run) = self.going.remove(&stream) else { return };
         self.kept -= run.rebuild.kept();
-        let whole = log.reader.lost_behind(stream)?.is_empty();
-        self.done.insert(stream, run.rebuild.finish(run.last, whole).map(Some));
-        Ok(())
+        self.done.insert(stream, run.rebuild.finish(run.last, run.whole).map(Some));
     }
 
-    fn finish_all(mut self, log: &mut Log) -> Result<BTreeMap<StreamId, Result<Option<Rebuilt>>>> {
+    /// What became of each of them; those that have not met their last record miss it.
+    fn finish_all(mut self) -> BTreeMap<StreamId, Result<Option<Rebuilt>>> {
         while let Some(stream) = self.going.keys().next().copied() {
-            self.finish(log, stream)?;
+            self.finish(stream);
         }
-        Ok(self.done)
+        self.done
     }
 }
 
-/// The files of the runs that are named, each batch with records of any of them being read once. What could not be
-/// done for one of them stops none of the others.
+/// The files of the runs that are named, each batch with records of several of them being read once for up to
+/// [`REPAIRED_AT_ONCE`]. What could not be done for one of them stops none of the others.
 pub(super) fn repair_runs(
     log: &mut Log,
     runs: &[RunInfo],
     done: &mut dyn FnMut(&RunInfo, Result<Option<Rebuilt>>),
-) -> Result<()> {
-    for some in runs.chunks(AT_ONCE) {
-        let some: Vec<_> = some.iter().collect();
-        let mut pass = Pass::begin(log, &some, true)?;
-        let from = pass.going.keys().map(|stream| (*stream, Seq(1))).collect();
-        log.reader.several(&from, &mut |raw| {
-            let stream = raw.stream;
-            if pass.has(stream) {
-                pass.record(stream, &decode(raw)?);
-                pass.flush();
-            }
-            Ok(())
-        })?;
-        let mut became = pass.finish_all(log)?;
+) {
+    for some in runs.chunks(REPAIRED_AT_ONCE) {
+        // Where something cannot be read, each has to find out for itself whether that is its own.
+        let mut became = read_together(log, some).unwrap_or_default();
         for run in some {
-            if let Some(result) = became.remove(&run.stream) {
-                done(run, result);
-            }
+            let repaired = became.remove(&run.stream);
+            done(run, repaired.unwrap_or_else(|| rebuild_unless_live(log, run.stream, true)));
         }
     }
-    Ok(())
+}
+
+fn read_together(log: &mut Log, runs: &[RunInfo]) -> Result<BTreeMap<StreamId, Result<Option<Rebuilt>>>> {
+    let mut pass = Pass::begin(log, &runs.iter().collect::<Vec<_>>(), true)?;
+    let from = pass.going.keys().map(|stream| (*stream, Seq(1))).collect();
+    log.reader.several(&from, &mut |raw| {
+        let stream = raw.stream;
+        if pass.has(stream) {
+            pass.record(stream, &decode(raw)?);
+            pass.flush();
+        }
+        Ok(())
+    })?;
+    Ok(pass.finish_all())
 }
 
 /// The files of many runs: of those that have ended, each batch of the journal is read once for up to
@@ -209,7 +219,7 @@ fn one_pass(
     let mut pass = Pass::begin(log, runs, write)?;
     let first = pass.going.keys().next().map_or(Position::ZERO, |stream| Position(stream.0));
     let mut scan = log.reader.scan(first)?;
-    let (mut ready, mut upto) = (Vec::new(), Position::ZERO);
+    let mut upto = Position::ZERO;
     while !pass.going.is_empty() {
         let batch = match log.reader.next_batch(&mut scan)? {
             Some(Lent::Batch(batch)) => batch,
@@ -224,17 +234,14 @@ fn one_pass(
                 Err(error) => return Err(error),
             };
             upto = record.position;
-            if pass.has(record.stream) && pass.record(record.stream, &Record::of(&record)?) {
-                ready.push(record.stream);
+            if pass.has(record.stream) {
+                pass.record(record.stream, &Record::of(&record)?);
             }
         }
         progress(upto);
-        for stream in ready.drain(..) {
-            pass.finish(log, stream)?;
-        }
         pass.flush();
     }
-    for (stream, rebuilt) in pass.finish_all(log)? {
+    for (stream, rebuilt) in pass.finish_all() {
         done.insert(stream, rebuilt?);
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use super::ending::{Ending, EndingData, ending_records};
 use super::log::decode;
-use super::rebuild::{AT_ONCE, rebuild_unless_live, repair_runs};
+use super::rebuild::{REPAIRED_AT_ONCE, rebuild_unless_live, repair_runs};
 use super::{Engine, Log, MissedTicks, NewRecord, Options, RunInfo, tickers};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::{ErrorKind, Result};
@@ -152,18 +152,26 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
         }
         ours.push((recorder, info));
     }
-    for some in ours.chunks(AT_ONCE) {
+    for some in ours.chunks(REPAIRED_AT_ONCE) {
         let mut runs: BTreeMap<_, _> = some
             .iter()
             .map(|(_, run)| (run.stream, Found { worker: None, fold: engine.new_fold() }))
             .collect();
         let from = runs.keys().map(|stream| (*stream, Seq(1))).collect();
         // They stand side by side where they went on at the same time.
-        log.reader.several(&from, &mut |raw| {
+        let read = log.reader.several(&from, &mut |raw| {
             let Some(run) = runs.get_mut(&raw.stream) else { return Ok(()) };
             run.take_in(&decode(raw)?);
             Ok(())
-        })?;
+        });
+        match read {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::Retry => {
+                report.problems.push(error.to_string());
+                continue;
+            }
+            Err(error) => return Err(error),
+        }
         for (recorder, run) in some {
             // Somebody else may be ending them.
             let still_dead = matches!(dead.get(recorder), Some(Some(_)));
@@ -297,7 +305,7 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
         let repaired =
             rebuilt.map(|rebuilt| rebuilt.map_or(Repaired::Live, |it| Repaired::of(&it, Some(&run.name))));
         tell(run.stream, repaired);
-    })?;
+    });
     if reached > before {
         let kept = disk.sync_all().and_then(|()| write_projected(&*disk, &log.journal_id(), reached));
         if let Err(error) = kept {

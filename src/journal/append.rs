@@ -583,8 +583,12 @@ impl Guesses {
     fn guess(&self, append: &mut Append<'_>, parts: &mut Vec<Part>) {
         let mut guesses = hold(&self.0);
         if guesses.len() > MAX_GUESSED {
-            // Learnt anew, each with one batch that is encoded twice.
-            guesses.clear();
+            // Any half of them: they are learnt anew, each with one batch that is encoded twice.
+            let mut stays = false;
+            guesses.retain(|_, _| {
+                stays = !stays;
+                stays
+            });
         }
         let before = parts.len();
         let mut opened = Guess::default();

@@ -229,8 +229,9 @@ impl MarkFile {
         self.file.write_at(&busy.encode(), BUSY_OFFSET)
     }
 
-    /// Publishes what is durable now, and clears the busy word. A damaged slot is written first, by itself; the
-    /// counter never begins anew, so that a reader that looked before sees a change.
+    /// Publishes what is durable now, and clears the busy word: in the older slot or the damaged one; where neither
+    /// is valid in both, one after the other. The counter never begins anew, so that a reader that looked before
+    /// sees a change.
     pub(crate) fn publish(&self, view: &MarkView, mark: Mark, entropy: &dyn Entropy) -> Result<MarkView> {
         let counter = match view.best {
             Some(best) => best.counter.wrapping_add(1),
@@ -240,7 +241,7 @@ impl MarkFile {
         let mut raw = view.raw;
         let mut last = if view.best.is_none() { 0 } else { view.next_slot };
         raw[raw_slot(last)].copy_from_slice(&mark.encode());
-        if view.damaged[1 - last] || view.best.is_none() {
+        if view.best.is_none() {
             self.file.write_at(&raw[raw_slot(last)], MARK_SLOT_OFFSETS[last])?;
             mark.counter = mark.counter.wrapping_add(1);
             last = 1 - last;

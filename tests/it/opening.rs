@@ -2,7 +2,7 @@
 //! changes nothing else.
 
 use runwal::disk::sim::SimWorld;
-use runwal::engine::{Conditions, Engine, Options};
+use runwal::engine::{Conditions, Engine, Options, Report};
 use runwal::format::{self, Flaw, Footer, HeaderBlock};
 use runwal::position::{Position, Seq, StreamId};
 use runwal::record::{Body, Channel};
@@ -321,9 +321,8 @@ fn names_of_a_segment_that_is_missing_are_not_thought_to_be_all() {
     }
 }
 
-/// How often the disk is looked at by who opens a journal with so many runs whose recorder died, and who makes
-/// their files. The records of all of them stand in the same batches.
-fn looks_at_runs_that_died(runs: u64, batches: u64) -> u64 {
+/// A journal with so many runs whose recorder died. The records of all of them stand in the same batches.
+fn died_together(runs: u64, batches: u64) -> Stage {
     let mut stage = Stage::new(4 << 20, 4 << 20);
     let writer = stage.open(1).unwrap();
     let streams: Vec<_> = (0..runs).map(|n| stage.begin(&writer, &format!("task-{n}")).unwrap()).collect();
@@ -337,26 +336,72 @@ fn looks_at_runs_that_died(runs: u64, batches: u64) -> u64 {
     let found = stage.open_log(1).unwrap().info().unwrap();
     assert!(found.batches < batches + 2 * runs + 8, "all of a round in one: {found:?}");
     writer.disk.kill();
+    stage
+}
+
+/// Opens it, with files where that is said; what that gives, and how often the disk was looked at.
+fn open_counted(stage: &mut Stage, publish: bool) -> (Result<Report, runwal::Error>, u64) {
     let before = stage.world.looks();
     let (_, world) = stage.process(1);
-    let options = Options { publish: true, ..stage.options() };
-    let (engine, report) = Engine::open_in(world, options).unwrap();
+    let opened = Engine::open_in(world, Options { publish, ..stage.options() });
     let looks = stage.world.looks() - before;
-    assert_eq!((report.interrupted.len() as u64, report.problems), (runs, Vec::new()));
-    assert!(report.rewritten_files >= 2 * runs, "{}", report.rewritten_files);
-    engine.close().unwrap();
-    let stdout =
-        stage.world.names().into_iter().find(|name| name.contains("task-0/") && name.ends_with("stdout.log"));
-    let stdout = stdout.unwrap();
-    let out = stage.world.read_file(&stdout).unwrap();
-    assert!(out.ends_with(&b"went on\n".repeat(usize::try_from(batches).unwrap())), "all that was printed");
-    looks
+    let report = opened.map(|(engine, report)| {
+        engine.close().unwrap();
+        report
+    });
+    (report, looks)
+}
+
+/// The files of all runs have all that was printed.
+fn have_printed(stage: &Stage, runs: u64, batches: u64) -> bool {
+    let printed = b"went on\n".repeat(usize::try_from(batches).unwrap());
+    let logs: Vec<_> = stage.world.names().into_iter().filter(|name| name.ends_with("/stdout.log")).collect();
+    logs.len() as u64 == runs
+        && logs.iter().all(|log| stage.world.read_file(log).unwrap().ends_with(&printed))
 }
 
 #[test]
 fn a_run_more_that_died_costs_less_than_a_look_at_each_batch() {
     const BATCHES: u64 = 300;
-    let (few, many) = (looks_at_runs_that_died(4, BATCHES), looks_at_runs_that_died(28, BATCHES));
+    let [few, many] = [4, 28].map(|runs| {
+        let mut stage = died_together(runs, BATCHES);
+        let (report, looks) = open_counted(&mut stage, true);
+        let report = report.unwrap();
+        assert_eq!((report.interrupted.len() as u64, report.problems), (runs, Vec::new()));
+        assert!(report.rewritten_files >= 2 * runs && have_printed(&stage, runs, BATCHES));
+        looks
+    });
     assert!(few > 2 * BATCHES, "{few}");
     assert!(many - few < 24 * BATCHES, "{few} looks for 4 runs, {many} for 28");
+}
+
+#[test]
+fn more_runs_than_are_gone_through_at_once_are_all_ended() {
+    let mut stage = died_together(70, 3);
+    let report = open_counted(&mut stage, true).0.unwrap();
+    assert_eq!((report.interrupted.len(), report.problems), (70, Vec::new()));
+    assert!(have_printed(&stage, 70, 3));
+    assert_eq!(open_counted(&mut stage, true).0.unwrap().interrupted.len(), 0);
+}
+
+#[test]
+fn a_batch_that_cannot_be_read_while_files_are_repaired_stops_no_opening() {
+    const EIO: i32 = 5;
+    let (runs, batches) = (5, 12);
+    let mut stage = died_together(runs, batches);
+    assert_eq!(open_counted(&mut stage, false).0.unwrap().interrupted.len() as u64, runs);
+    // What is left to be done is the files, after a few looks more at how far the journal goes.
+    let before = open_counted(&mut stage.fork(), false).1;
+    let all = open_counted(&mut stage.fork(), true).1;
+    for look in before + 8..all {
+        let mut stage = stage.fork();
+        stage.world.fail_look_at(stage.world.looks() + look, EIO, false);
+        let (report, _) = open_counted(&mut stage, true);
+        let report = report.unwrap_or_else(|error| panic!("look {look} of {all}: {error}"));
+        assert!(!report.problems.is_empty() || have_printed(&stage, runs, batches), "look {look}");
+        stage.world.clear_faults();
+        let report = open_counted(&mut stage, true).0.unwrap();
+        assert_eq!(report.problems, Vec::<String>::new(), "look {look}");
+        assert!(have_printed(&stage, runs, batches), "look {look}");
+    }
 }

@@ -557,7 +557,10 @@ fn nothing_is_called_durable_before_the_operating_system_has_synced_it() {
                 named = Some(call);
             } else if call.contains(" fsync(") && call.contains("/journal>") {
                 named = None;
-            } else if call.contains("/journal/mark>") && call.contains(" pwrite64(") && !call.contains(", 40, 1024)") {
+            } else if call.contains("/journal/mark>")
+                && call.contains(" pwrite64(")
+                && !call.contains(", 40, 1024)")
+            {
                 assert_eq!((&written, &named), (&None, &None), "{call} comes too early");
                 marks += 1;
             }

@@ -7,14 +7,16 @@
 //! cargo run --release --manifest-path benches/peers/Cargo.toml -- --verify-syncs
 //! ```
 //!
-//! With everything at its default this takes half an hour or more, 5 GB of disk and 2 GB of memory;
+//! With everything at its default this takes half an hour or more, 10 GB of disk and 4 GB of memory;
 //! `--events 200000 --rounds 3` makes it some minutes. The journals are made in `$RUNWAL_BENCH_DIR`, else in
 //! the directory for temporary files: see that it is on the disk that is meant, and not in memory.
 //!
 //! # What is measured
 //!
 //! Each measurement is a process of its own with a journal of its own, so that nothing is left over from the
-//! one before; a round runs all engines one after the other, so that they meet the same minute of the disk.
+//! one before. Single appends are measured in turns: the processes of all engines stand ready, and each runs
+//! for a tenth of a second while the others are stopped, so that they meet the same moments of the disk, which
+//! is another one in the next second. What takes longer is measured one engine after the other.
 //! The table on stdout has the limit as it is, and of the others the median over the rounds of their ratio to
 //! the limit *of the same round*, with the least and the most. Times to open and bytes on disk are medians as
 //! they are. The CSV has every figure, also percentiles of the latency and the peak of the memory,
@@ -22,7 +24,7 @@
 //!
 //! Events have 256 bytes (`w2-4k`: 4 KiB), random ones unless they are JSON, and belong to a stream each.
 //!
-//! Before what writes is measured, a file of about that length is written and removed: a virtual machine may have
+//! Before what writes is measured, a file of more than that length is written and removed: a virtual machine may have
 //! given memory that it does not use back to its host, and a page of that takes ten times as long.
 //!
 //! * `w1`, `w2-8`, `w2`, `w2-4k`, `w8`: writers in threads, one handle; each event is durable before its writer

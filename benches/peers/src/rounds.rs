@@ -166,8 +166,9 @@ fn measure_appends(args: &Args, workload: Workload, results: &mut Results) -> Re
             let turn = turner.turn(TURN, nth >= not_counted).map_err(|error| named(workload, kind, &*error));
             still.extend(results.note(turn).map(|()| (kind, dir, turner)));
         }
-        // Whoever comes first in one turn comes last in the next.
-        still.reverse();
+        // Another one is the first in the next.
+        let first = usize::from(still.len() > 1);
+        still.rotate_left(first);
         running = still;
     }
     for (kind, _, turner) in running {

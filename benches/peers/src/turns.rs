@@ -51,12 +51,14 @@ struct State {
     at_gate: usize,
     /// How long there were turns that counted.
     counted: Duration,
+    /// When the first writer had nothing more to append.
+    ended: Option<Instant>,
 }
 
 impl Turns {
     /// Turns of so many writers.
     pub(crate) fn new(writers: usize) -> Self {
-        let state = State { mode: Mode::Paused, writers, at_gate: 0, counted: Duration::ZERO };
+        let state = State { mode: Mode::Paused, writers, at_gate: 0, counted: Duration::ZERO, ended: None };
         Self {
             running: AtomicBool::new(false),
             counting: AtomicBool::new(false),
@@ -108,10 +110,16 @@ impl Turns {
         self.counting.load(Ordering::Relaxed)
     }
 
-    /// A writer has nothing more to append. A rate with all of them writing is wanted: it is over.
-    pub(crate) fn leave(&self) {
+    /// A writer that leaves when it has nothing more to append, or fails.
+    pub(crate) fn enter(&self) -> Entered<'_> {
+        Entered(self)
+    }
+
+    /// A rate with all of them writing is wanted: it is over with the first that is done.
+    fn leave(&self) {
         let mut state = self.hold();
         state.writers -= 1;
+        state.ended.get_or_insert_with(Instant::now);
         self.arrived.notify_all();
         self.switch(state, Mode::Over);
     }
@@ -132,8 +140,14 @@ impl Turns {
         self.switch(self.hold(), Mode::Running);
     }
 
-    /// Does what the parent says until it says no more.
-    pub(crate) fn obey(&self, said: impl BufRead, mut answer: impl Write) -> Result<()> {
+    /// Does what the parent says until it says no more; then it is over.
+    pub(crate) fn obey(&self, said: impl BufRead, answer: impl Write) -> Result<()> {
+        let result = self.obey_each(said, answer);
+        self.switch(self.hold(), Mode::Over);
+        result
+    }
+
+    fn obey_each(&self, said: impl BufRead, mut answer: impl Write) -> Result<()> {
         self.wait_for_all();
         writeln!(answer, "{READY}")?;
         answer.flush()?;
@@ -149,16 +163,18 @@ impl Turns {
                 PAUSE => {
                     self.switch(self.hold(), Mode::Paused);
                     self.wait_for_all();
-                    let took = begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
                     self.counting.store(false, Ordering::Relaxed);
-                    self.hold().counted += took;
+                    let (mut state, now) = (self.hold(), Instant::now());
+                    let until = state.ended.unwrap_or(now);
+                    state.counted +=
+                        begun.take().map_or(Duration::ZERO, |begun| until.saturating_duration_since(begun));
+                    drop(state);
                     writeln!(answer, "{PAUSED}")?;
                     answer.flush()?;
                 }
                 other => return Err(format!("the parent said {other:?}").into()),
             }
         }
-        self.switch(self.hold(), Mode::Over);
         Ok(())
     }
 
@@ -172,6 +188,16 @@ impl Turns {
     /// How long the turns took that counted.
     pub(crate) fn counted(&self) -> Duration {
         self.hold().counted
+    }
+}
+
+/// See [`Turns::enter`].
+#[derive(Debug)]
+pub(crate) struct Entered<'t>(&'t Turns);
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -303,8 +329,9 @@ mod tests {
         turns.run_freely();
         std::thread::scope(|scope| {
             let other = scope.spawn(|| while turns.pass() {});
+            let writer = turns.enter();
             assert!(turns.pass());
-            turns.leave();
+            drop(writer);
             other.join().unwrap();
         });
     }
