@@ -185,13 +185,21 @@ impl Reader {
         visit: &mut dyn FnMut(RawRecord) -> Result<bool>,
     ) -> Result<Vec<Damage>> {
         let mut damage = Vec::new();
-        let places = match self.handle.view() {
-            Some(view) => view.stream_batches(id, from)?,
+        let segments = match self.handle.view() {
+            Some(view) => view.segments_of(id, from)?,
             None => Vec::new(),
         };
         let (mut next, mut last) = (from.max(Seq(1)), None);
         let mut explained = false;
-        for place in places {
+        // One after the other: whoever has enough of the first needs no index of the others.
+        let mut places = VecDeque::new();
+        let mut segments = segments.into_iter();
+        loop {
+            let Some(place) = places.pop_front() else {
+                let Some((number, view)) = segments.next().zip(self.handle.view()) else { break };
+                places.extend(view.batches_in(number, [(id, from)])?);
+                continue;
+            };
             let found = self.handle.batch(place)?;
             let batch = match &found {
                 Ok((header, body)) => Batch::new(place, *header, body).checked(false)?,
@@ -240,16 +248,19 @@ impl Reader {
         visit: &mut dyn FnMut(RawRecord) -> Result<()>,
     ) -> Result<()> {
         let Some(view) = self.handle.view() else { return Ok(()) };
-        let mut places = BTreeSet::new();
+        let mut segments = BTreeSet::new();
         for (id, seq) in from {
-            places.extend(view.stream_batches(*id, *seq)?);
+            segments.extend(view.segments_of(*id, *seq)?);
         }
-        for place in places {
-            let Ok((header, body)) = self.handle.batch(place)? else { continue };
-            let Ok(batch) = Batch::new(place, header, &body).checked(false)? else { continue };
-            for record in batch.into_iter().flatten() {
-                if from.get(&record.stream).is_some_and(|seq| record.seq >= *seq) {
-                    visit(RawRecord::of(&record))?;
+        for number in segments {
+            let Some(view) = self.handle.view() else { break };
+            for place in view.batches_in(number, from.iter().map(|(id, seq)| (*id, *seq)))? {
+                let Ok((header, body)) = self.handle.batch(place)? else { continue };
+                let Ok(batch) = Batch::new(place, header, &body).checked(false)? else { continue };
+                for record in batch.into_iter().flatten() {
+                    if from.get(&record.stream).is_some_and(|seq| record.seq >= *seq) {
+                        visit(RawRecord::of(&record))?;
+                    }
                 }
             }
         }

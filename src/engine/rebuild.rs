@@ -16,7 +16,7 @@ use std::sync::Arc;
 const AT_ONCE: usize = 256;
 /// The same while a journal is opened, maybe by who has few descriptors left; also of how many it is found out
 /// how they ended, each with what it has gathered of a checkpoint.
-pub(super) const REPAIRED_AT_ONCE: usize = 32;
+pub(super) const REPAIRED_AT_ONCE: usize = 64;
 
 /// How many bytes all of them together keep until they are written.
 const MOST_KEPT: usize = 16 << 20;

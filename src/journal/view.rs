@@ -9,7 +9,7 @@ use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{BatchHeader, Footer, Mark, OpenStream, Records, SegmentHeader, StreamEntry, name_hash};
 use crate::position::{Position, Seq, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How much memory the indexes of sealed segments may take. One is kept in any case.
@@ -305,39 +305,37 @@ impl View {
         Ok(None)
     }
 
-    /// The batches with records of a stream from `from` on, in order.
-    pub(crate) fn stream_batches(&mut self, id: StreamId, from: Seq) -> Result<Vec<BatchPlace>> {
-        let mut places = Vec::new();
+    /// The segments that may have records of a stream from `from` on, in order.
+    pub(crate) fn segments_of(&mut self, id: StreamId, from: Seq) -> Result<Vec<u64>> {
         let active = self.segment.number();
-        let collect = |number: u64, entry: &StreamEntry, places: &mut Vec<BatchPlace>| {
-            if entry.last_seq < from {
-                return;
-            }
-            let start = entry.batches.partition_point(|(_, seq)| *seq <= from).max(1) - 1;
-            places.extend(
-                entry.batches[start..]
-                    .iter()
-                    .map(|(offset, _)| BatchPlace { segment: number, offset: u64::from(*offset) }),
-            );
-        };
-        let first = match self.index.streams.get(&id) {
-            // The common case of a run that is going on: nothing older is asked for.
-            Some(entry) if entry.first_seq <= from => {
-                collect(active, entry, &mut places);
-                return Ok(places);
-            }
-            _ => self.segment_with(Position(id.0))?,
-        };
-        for number in self.numbers_from(first)? {
-            let index = self.sealed(number)?;
-            if let Some(entry) = index.streams.get(&id) {
-                collect(number, entry, &mut places);
-            }
+        // The common case of a run that is going on: nothing older is asked for.
+        if self.index.streams.get(&id).is_some_and(|entry| entry.first_seq <= from) {
+            return Ok(vec![active]);
         }
-        if let Some(entry) = self.index.streams.get(&id) {
-            collect(active, entry, &mut places);
-        }
-        Ok(places)
+        let first = self.segment_with(Position(id.0))?;
+        let mut numbers = self.numbers_from(first)?;
+        numbers.push(active);
+        Ok(numbers)
+    }
+
+    /// The batches of a segment with records of these streams, each from a sequence on, in order.
+    pub(crate) fn batches_in(
+        &mut self,
+        number: u64,
+        from: impl IntoIterator<Item = (StreamId, Seq)>,
+    ) -> Result<BTreeSet<BatchPlace>> {
+        self.with_index(number, |index| {
+            let mut places = BTreeSet::new();
+            for (id, from) in from {
+                let entry = index.streams.get(&id).filter(|entry| entry.last_seq >= from);
+                let batches = entry.map_or(&[][..], |entry| &entry.batches);
+                let start = batches.partition_point(|(_, seq)| *seq <= from).max(1) - 1;
+                let place =
+                    |(offset, _): &(u32, Seq)| BatchPlace { segment: number, offset: u64::from(*offset) };
+                places.extend(batches.get(start..).unwrap_or_default().iter().map(place));
+            }
+            places
+        })
     }
 
     /// The streams that begin in a segment, each with the first batch of it that the index names.
