@@ -192,42 +192,42 @@ impl Reader {
         let (mut next, mut last) = (from.max(Seq(1)), None);
         let mut explained = false;
         // One after the other: whoever has enough of the first needs no index of the others.
-        let mut places = VecDeque::new();
-        let mut segments = segments.into_iter();
-        loop {
-            let Some(place) = places.pop_front() else {
-                let Some((number, view)) = segments.next().zip(self.handle.view()) else { break };
-                places.extend(view.batches_in(number, [(id, from)])?);
-                continue;
-            };
-            let found = self.handle.batch(place)?;
-            let batch = match &found {
-                Ok((header, body)) => Batch::new(place, *header, body).checked(false)?,
-                Err(found) => Err(found.clone()),
-            };
-            match batch {
-                Ok(batch) => {
-                    for record in batch.into_iter().flatten().filter(|r| r.stream == id && r.seq >= from) {
-                        if record.seq > next && !explained {
-                            let missing = record.seq.0 - next.0;
-                            let reason =
-                                format!("{missing} records of the stream before this place are missing");
-                            let after = last.map_or(id.0, |last: Position| last.0.saturating_add(1));
-                            let hole = Damage::new(place.segment, place.offset, reason);
-                            damage.push(
-                                hole.losing(Position(after), Position(record.position.0.saturating_sub(1))),
-                            );
-                        }
-                        explained = false;
-                        (next, last) = (record.seq.next().unwrap_or(record.seq), Some(record.position));
-                        if !visit(RawRecord::of(&record))? {
-                            return Ok(damage);
+        for number in segments {
+            let Some(view) = self.handle.view() else { break };
+            for place in view.batches_in(number, [(id, from)])? {
+                let found = self.handle.batch(place)?;
+                let batch = match &found {
+                    Ok((header, body)) => Batch::new(place, *header, body).checked(false)?,
+                    Err(found) => Err(found.clone()),
+                };
+                match batch {
+                    Ok(batch) => {
+                        for record in batch.into_iter().flatten().filter(|r| r.stream == id && r.seq >= from)
+                        {
+                            if record.seq > next && !explained {
+                                let missing = record.seq.0 - next.0;
+                                let reason =
+                                    format!("{missing} records of the stream before this place are missing");
+                                let after = last.map_or(id.0, |last: Position| last.0.saturating_add(1));
+                                let hole = Damage::new(place.segment, place.offset, reason);
+                                damage.push(
+                                    hole.losing(
+                                        Position(after),
+                                        Position(record.position.0.saturating_sub(1)),
+                                    ),
+                                );
+                            }
+                            explained = false;
+                            (next, last) = (record.seq.next().unwrap_or(record.seq), Some(record.position));
+                            if !visit(RawRecord::of(&record))? {
+                                return Ok(damage);
+                            }
                         }
                     }
-                }
-                Err(found) => {
-                    explained = true;
-                    damage.push(found);
+                    Err(found) => {
+                        explained = true;
+                        damage.push(found);
+                    }
                 }
             }
         }
