@@ -331,8 +331,9 @@ fn stored(disk: &dyn Disk, segment: &Segment, successor: Option<&SegmentHeader>)
 fn cached(disk: &dyn Disk, segment: &Segment) -> Option<Footer> {
     let limit = (FOOTER_HEADER_LEN + MAX_FOOTER_LEN) as u64;
     let bytes = read_whole(disk, &sidecar_name(segment.number()), limit).ok()?;
-    let (_, crc) = Footer::decode_header(&bytes, &segment.header.site(), 0).ok()?;
-    Footer::decode_body(&bytes[FOOTER_HEADER_LEN..], crc).ok()
+    let (len, crc) = Footer::decode_header(&bytes, &segment.header.site(), 0).ok()?;
+    // Behind it may be the end of a longer one.
+    Footer::decode_body(bytes[FOOTER_HEADER_LEN..].get(..len as usize)?, crc).ok()
 }
 
 /// What the cache has of the beginning of a segment, and where that ends, which is not behind `bound`.
@@ -368,17 +369,18 @@ pub(crate) fn forget(disk: &dyn Disk, number: u64) {
     let _ = disk.remove(&sidecar_name(number));
 }
 
-/// Keeps an index in the cache. Only under the journal's lock: what stands at its temporary name was left
-/// by somebody who died.
+/// Keeps an index in the cache, over the one of before: it may be read while it is written, and whoever dies
+/// in the midst of that leaves one that does not match its checksum. Only under the journal's lock.
 pub(crate) fn store(disk: &dyn Disk, segment: &Segment, index: &Footer) -> Result<()> {
     let Some(bytes) = index.encode(&segment.header.site(), 0) else { return Ok(()) };
-    disk.create_dir("cache")?;
-    disk.create_dir(SIDECARS)?;
-    let temporary = format!("{SIDECARS}/tmp-{:010}", segment.number());
-    if disk.stat(&temporary)?.is_some() {
-        disk.remove(&temporary)?;
-    }
-    disk.open(&temporary, Open::CreateNew)?.write_at(&bytes, 0)?;
-    disk.rename(&temporary, &sidecar_name(segment.number()), true)?;
-    Ok(())
+    let name = sidecar_name(segment.number());
+    let file = match disk.open(&name, Open::WriteOrCreate) {
+        Err(error) if error.is_missing() => {
+            disk.create_dir("cache")?;
+            disk.create_dir(SIDECARS)?;
+            disk.open(&name, Open::WriteOrCreate)?
+        }
+        found => found?,
+    };
+    file.write_at(&bytes, 0)
 }
