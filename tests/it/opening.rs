@@ -29,8 +29,8 @@ fn journal() -> (Stage, Writer) {
 fn kept(world: &SimWorld) -> Option<Footer> {
     let site = HeaderBlock::decode(&world.read_file(SEGMENT).unwrap()).unwrap().header.site();
     let bytes = world.read_file(INDEX).ok()?;
-    let (_, crc) = Footer::decode_header(&bytes, &site, 0).ok()?;
-    Footer::decode_body(&bytes[format::FOOTER_HEADER_LEN..], crc).ok()
+    let (len, crc) = Footer::decode_header(&bytes, &site, 0).ok()?;
+    Footer::decode_body(bytes[format::FOOTER_HEADER_LEN..].get(..len as usize)?, crc).ok()
 }
 
 fn flip(world: &SimWorld, at: usize) {
@@ -132,6 +132,7 @@ fn an_index_that_does_not_fit_is_as_if_there_were_none() {
     let cases = [
         ("nothing", Vec::new()),
         ("cut short", bytes[..bytes.len() - 1].to_vec()),
+        ("half of it over an earlier one", [&bytes[..bytes.len() / 2], &vec![7; bytes.len()]].concat()),
         ("of another journal", other.world.read_file(INDEX).unwrap()),
         ("of another chain", changed(&|index| index.chain[3] ^= 1)),
         ("up to another position", changed(&|index| index.last_position.0 -= 1)),
@@ -163,6 +164,24 @@ fn an_index_that_does_not_fit_is_as_if_there_were_none() {
         assert!(stage.problems.is_empty(), "{what}: {:?}", stage.problems);
     }
     assert_eq!(Footer::decode_header(&[], &site, 0), Err(Flaw::Absent));
+}
+
+#[test]
+fn an_index_is_kept_over_a_longer_one() {
+    let (mut stage, writer) = journal();
+    stage.close(writer);
+    let whole = kept(&stage.world).unwrap();
+    let len = stage.world.read_file(INDEX).unwrap().len();
+    stage.world.write_file(INDEX, &vec![7; 3 * len]).unwrap();
+    let writer = stage.open(1).unwrap();
+    stage.close(writer);
+    assert_eq!(stage.world.read_file(INDEX).unwrap().len(), 3 * len);
+    assert_eq!(kept(&stage.world).unwrap(), whole);
+    // And is believed: what it was made of is not looked at again.
+    flip(&stage.world, 1_024 + format::BATCH_HEADER_LEN + 30);
+    let writer = stage.open(1).unwrap();
+    stage.close(writer);
+    is_fine(&stage);
 }
 
 /// The batches of a copy can stand in the same places and yet be others.
