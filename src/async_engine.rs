@@ -6,12 +6,13 @@ mod subscription;
 pub use subscription::{AsyncLog, AsyncSubscription};
 
 use crate::engine::{Conditions, Engine, Filter, NewRecord, Receipt, Start, Ticket};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::journal::{Journal, closed};
 use crate::position::{StreamId, Time};
 use crate::record::{Body, RunPrepared};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -34,12 +35,25 @@ pub struct AsyncEngine {
 /// The commit thread, for as long as somebody may need it.
 #[derive(Debug)]
 struct Server {
+    /// Dropped before the thread is told to end: it is the thread that has the last one, and waits for
+    /// what there is to wait for.
     engine: Engine,
     room: Arc<Semaphore>,
-    /// Whether nothing more is taken in. Whoever hands in holds it, so that whoever closes knows what is
-    /// still to be committed.
-    closed: RwLock<bool>,
+    end: End,
+}
+
+/// Ends the commit thread when it is dropped.
+#[derive(Debug)]
+struct End {
+    journal: Journal,
     state: Arc<Mutex<State>>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        hold(&self.state).stop = true;
+        self.journal.nudge();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -75,18 +89,18 @@ impl AsyncEngine {
     /// Takes an engine over.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] where the commit thread cannot be started.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) where the commit thread cannot be started.
     pub fn new(engine: Engine) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
-        let (for_thread, its_state) = (engine.clone(), Arc::clone(&state));
+        let end = End { journal: engine.journal().clone(), state: Arc::clone(&state) };
+        let for_thread = engine.clone();
         std::thread::Builder::new()
             .name("runwal-commit".to_owned())
-            .spawn(move || serve(&for_thread, &its_state))
+            .spawn(move || serve(&for_thread, &state))
             .map_err(|e| Error::io("starting the commit thread", e))?;
         let log = AsyncLog::of(&engine);
         let room = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
-        let closed = RwLock::new(false);
-        Ok(Self { server: Arc::new(Server { engine, room, closed, state }), log })
+        Ok(Self { server: Arc::new(Server { engine, room, end }), log })
     }
 
     /// The blocking engine behind it: for reading, and for threads that may block.
@@ -131,6 +145,23 @@ impl AsyncEngine {
         self.hand_in(|engine| engine.submit_queued(stream, conditions, &records, Some(Box::new(place))))
     }
 
+    /// The same for records that nobody waits for: see [`Engine::buffer`]. The commit thread takes them up as soon
+    /// as it has nothing else to do, which is well within [`Options::buffer_for`](crate::Options::buffer_for).
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); and [`ErrorKind::Reopen`](crate::ErrorKind::Reopen) where an earlier write
+    /// failed, so that who never waits is told too.
+    pub async fn buffer(
+        &self,
+        stream: StreamId,
+        conditions: impl Into<Conditions>,
+        records: Vec<NewRecord>,
+    ) -> Result<AsyncTicket> {
+        let conditions = conditions.into();
+        let place = self.place(records.iter().map(|record| &record.body)).await?;
+        self.hand_in(|engine| engine.buffer_queued(stream, conditions, &records, Some(Box::new(place))))
+    }
+
     /// Opens the stream of a run with its first records. Durable when the future is ready.
     ///
     /// # Errors
@@ -144,7 +175,7 @@ impl AsyncEngine {
     ) -> Result<Receipt> {
         let first = Body::Run(Box::new(request));
         let place = self.place(then.iter().map(|record| &record.body).chain([&first])).await?;
-        let Body::Run(request) = first else { return Err(gone()) };
+        let Body::Run(request) = first else { return Err(closed()) };
         self.hand_in(|engine| {
             engine.submit_run_queued(&request, created_at, conditions, &then, Some(Box::new(place)))
         })?
@@ -158,14 +189,16 @@ impl AsyncEngine {
     /// As [`Engine::close`].
     pub async fn close(self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
-        let closed = &self.server.closed;
-        if std::mem::replace(&mut *closed.write().unwrap_or_else(PoisonError::into_inner), true) {
-            return Err(gone());
+        {
+            let mut state = hold(&self.server.end.state);
+            if state.stop {
+                return Err(closed());
+            }
+            *state = State { stop: true, closing: Some(answer) };
         }
-        *hold(&self.server.state) = State { stop: true, closing: Some(answer) };
         self.server.room.close();
-        self.server.engine.nudge();
-        answered.await.map_err(|_| gone())?
+        self.server.end.journal.nudge();
+        answered.await.map_err(|_| closed())?
     }
 
     /// Waits for room for records.
@@ -175,29 +208,13 @@ impl AsyncEngine {
             len += body.encode()?.0.len();
         }
         let wanted = u32::try_from(len / 1024).unwrap_or(MAX_WAITING_KIB).clamp(1, MAX_WAITING_KIB);
-        Arc::clone(&self.server.room).acquire_many_owned(wanted).await.map_err(|_| gone())
+        Arc::clone(&self.server.room).acquire_many_owned(wanted).await.map_err(|_| closed())
     }
 
     fn hand_in(&self, submit: impl FnOnce(&Engine) -> Result<Ticket>) -> Result<AsyncTicket> {
-        let closed = self.server.closed.read().unwrap_or_else(PoisonError::into_inner);
-        if *closed {
-            return Err(gone());
-        }
         let ticket = submit(&self.server.engine)?;
-        drop(closed);
         Ok(AsyncTicket { ticket, _server: Arc::clone(&self.server) })
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        hold(&self.state).stop = true;
-        self.engine.nudge();
-    }
-}
-
-fn gone() -> Error {
-    Error::new(ErrorKind::Reopen, "the engine was closed")
 }
 
 /// The commit thread.

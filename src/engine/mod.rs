@@ -420,14 +420,25 @@ impl Engine {
         conditions: impl Into<Conditions>,
         records: &[NewRecord],
     ) -> Result<Ticket> {
-        self.0.journal.check_writable()?;
         let flusher = match self.0.flusher.get() {
             Some(flusher) => flusher,
             None => self.start_flusher()?,
         };
-        let ticket = self.submit_with(stream, conditions.into(), records, None, true)?;
+        let ticket = self.buffer_queued(stream, conditions.into(), records, None)?;
         flusher.ask(self.0.journal.waiting_len());
         Ok(ticket)
+    }
+
+    /// The same with the place that it had in a queue, where somebody [serves](Self::serve).
+    pub(crate) fn buffer_queued(
+        &self,
+        stream: StreamId,
+        conditions: Conditions,
+        records: &[NewRecord],
+        place: Option<Box<dyn Queued>>,
+    ) -> Result<Ticket> {
+        self.0.journal.check_writable()?;
+        self.submit_with(stream, conditions, records, place, true)
     }
 
     fn start_flusher(&self) -> Result<&Flusher> {
@@ -614,9 +625,6 @@ impl Engine {
     }
 
     fn hand_in(&self, append: Append<'_>) -> Result<crate::journal::Ticket> {
-        if self.0.closed.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Reopen, "the engine was closed"));
-        }
         self.0.journal.submit(append)
     }
 
@@ -632,19 +640,13 @@ impl Engine {
         self.0.journal.serve(stop);
     }
 
-    /// Has [`serve`](Self::serve) ask whether to stop.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn nudge(&self) {
-        self.0.journal.nudge();
-    }
-
     /// The runs that it has recorders of.
     #[cfg(feature = "tracing-layer")]
     pub(crate) fn recorded(&self) -> &Arc<Recorded> {
         &self.0.recorded
     }
 
-    fn journal(&self) -> &Journal {
+    pub(crate) fn journal(&self) -> &Journal {
         &self.0.journal
     }
 }
@@ -715,7 +717,7 @@ impl Inner {
         if let Some(flusher) = self.flusher.get() {
             flusher.stop();
         }
-        self.journal.flush();
+        self.journal.close();
         let published = self.publisher.get().map_or(Ok(()), |publisher| publisher.stop());
         let ended = match self.alive.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // A poisoned handle writes nothing; its lock goes with it, and the next one recovers.

@@ -60,6 +60,10 @@ struct Queue<C: Commit> {
     group: Arc<Group<C::Answer>>,
     /// Somebody commits the group before.
     leading: bool,
+    /// How many groups were committed.
+    done: u64,
+    /// Nothing more is handed in.
+    closed: bool,
     /// How many wait for whoever leads to be done. Nobody is notified where nobody waits: that is a
     /// system call.
     turns_wanted: usize,
@@ -112,6 +116,8 @@ impl<C: Commit> Commits<C> {
             spare: C::Collected::default(),
             group: Arc::default(),
             leading: false,
+            done: 0,
+            closed: false,
             turns_wanted: 0,
             idle: 0,
             before: 0,
@@ -132,9 +138,12 @@ impl<C: Commit> Commits<C> {
     }
 
     /// Hands in what `add` puts behind the rest, by itself: never waits for a commit. Answers with the bytes
-    /// that wait by then, too.
-    pub(super) fn hand_in(&self, add: impl FnOnce(&mut C::Collected)) -> (Place<C>, usize) {
+    /// that wait by then, too; `None` once it was [closed](Self::close).
+    pub(super) fn hand_in(&self, add: impl FnOnce(&mut C::Collected)) -> Option<(Place<C>, usize)> {
         let mut queue = hold(&self.queue);
+        if queue.closed {
+            return None;
+        }
         let nth = C::count(&queue.waiting);
         add(&mut queue.waiting);
         let place = Place { group: Arc::clone(&queue.group), nth };
@@ -143,7 +152,7 @@ impl<C: Commit> Commits<C> {
         if idle {
             self.arrived.notify_all();
         }
-        (place, len)
+        Some((place, len))
     }
 
     /// Bytes of what waits to be committed.
@@ -151,10 +160,22 @@ impl<C: Commit> Commits<C> {
         C::len(&hold(&self.queue).waiting)
     }
 
-    /// Commits everything handed in so far.
+    /// Commits everything handed in so far, and waits for nothing that comes later.
     pub(super) fn flush(&self) {
+        self.flush_from(hold(&self.queue));
+    }
+
+    /// Takes nothing more in, and commits what was: nothing is committed behind that.
+    pub(super) fn close(&self) {
         let mut queue = hold(&self.queue);
-        while queue.leading || C::count(&queue.waiting) > 0 {
+        queue.closed = true;
+        self.flush_from(queue);
+    }
+
+    fn flush_from<'q>(&'q self, mut queue: MutexGuard<'q, Queue<C>>) {
+        let waiting = C::count(&queue.waiting) > 0;
+        let wanted = queue.done + u64::from(queue.leading) + u64::from(waiting);
+        while queue.done < wanted {
             queue = if queue.leading { self.wait_for_turn(queue) } else { self.lead(queue) };
         }
     }
@@ -231,6 +252,7 @@ impl<C: Commit> Commits<C> {
         // Whoever leads next goes on while all those are woken, which takes about as long as a short sync.
         let mut queue = hold(&self.queue);
         queue.leading = false;
+        queue.done += 1;
         queue.spare = taken;
         let next = queue.turns_wanted > 0;
         drop(queue);
@@ -308,10 +330,12 @@ mod tests {
     }
 
     /// Keeps what was committed, each answered with how many there were before it.
-    #[derive(Debug, Default)]
+    #[derive(Default)]
     struct Fake {
         committed: Vec<u32>,
         groups: Vec<usize>,
+        /// What happens while a group is committed.
+        meanwhile: Option<Box<dyn Fn() + Send>>,
         /// Panics when it comes to this one; nothing is written from then on.
         panics_at: Option<u32>,
         poisoned: bool,
@@ -330,6 +354,7 @@ mod tests {
 
         fn commit(&mut self, group: &mut Vec<u32>) -> Vec<Told> {
             assert!(!group.is_empty(), "nobody leads for nothing");
+            self.meanwhile.iter().for_each(|meanwhile| meanwhile());
             // Others hand in meanwhile.
             thread::yield_now();
             self.groups.push(group.len());
@@ -366,7 +391,7 @@ mod tests {
     }
 
     fn hand_in(commits: &Commits<Fake>, append: u32) -> Place<Fake> {
-        commits.hand_in(|collected| collected.push(append)).0
+        commits.hand_in(|collected| collected.push(append)).expect("it is not closed").0
     }
 
     #[test]
@@ -459,6 +484,57 @@ mod tests {
             let _ = commits.wait(hand_in(&commits, 2));
             other.join().unwrap();
             assert_eq!(commits.core().committed, [1, 2]);
+        });
+    }
+
+    #[test]
+    fn whoever_flushes_does_not_commit_for_those_who_come_later() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            // Whatever is committed, there is more behind it.
+            let later = Arc::downgrade(&commits);
+            let hand_in_more = move || drop(later.upgrade().map(|commits| hand_in(&commits, 7)));
+            commits.core().meanwhile = Some(Box::new(hand_in_more));
+            drop(hand_in(&commits, 1));
+            let other = {
+                let commits = Arc::clone(&commits);
+                thread::spawn(move || {
+                    commits.wait(hand_in(&commits, 2));
+                })
+            };
+            commits.flush();
+            assert!(commits.core().committed.contains(&1));
+            other.join().unwrap();
+            let groups = commits.core().groups.len();
+            assert!(groups <= 3, "{groups} groups for what waited and what was under way");
+            commits.core().meanwhile = None;
+        });
+    }
+
+    #[test]
+    fn what_comes_while_it_is_closed_is_committed_or_refused() {
+        in_all_orders(|| {
+            let commits = commits(Fake::default());
+            let threads: Vec<_> = [1, 2]
+                .map(|n| {
+                    let commits = Arc::clone(&commits);
+                    thread::spawn(move || {
+                        let place = commits.hand_in(|collected| collected.push(n));
+                        // One waits, the other does not care.
+                        place.map(|(place, _)| (n == 1).then(|| commits.wait(place)))
+                    })
+                })
+                .into_iter()
+                .collect();
+            commits.close();
+            let committed = commits.core().committed.clone();
+            for (n, thread) in (1..).zip(threads) {
+                let told = thread.join().unwrap();
+                assert_eq!(told.is_some(), committed.contains(&n), "{n}: {told:?}, {committed:?}");
+            }
+            assert_eq!(commits.core().committed, committed, "nothing is written once it is closed");
+            assert!(commits.hand_in(|collected| collected.push(3)).is_none());
+            commits.close();
         });
     }
 

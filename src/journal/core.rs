@@ -395,6 +395,11 @@ impl Core {
         }
     }
 
+    /// Fills no more spares.
+    pub(super) fn stop_filling(&mut self) {
+        self.filler = Filler::default();
+    }
+
     pub(super) fn is_poisoned(&self) -> bool {
         self.told.poisoned.get().is_some()
     }

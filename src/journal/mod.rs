@@ -259,6 +259,12 @@ pub(crate) struct Ticket {
     place: Place<Core>,
 }
 
+/// What who comes too late is told.
+pub(crate) fn closed() -> Error {
+    Error::new(ErrorKind::Reopen, "the engine was closed, so nothing more is written through it")
+        .hint("Nothing was written of this, and nothing is lost. Open the data directory anew to go on.")
+}
+
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // No code that holds one of these panics half-way through a change; the data is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -300,7 +306,10 @@ impl Journal {
         // Told first: it must not be told later than its answer.
         observe::accepted();
         let add = |arrivals: &mut Arrivals| arrivals.add(append, &self.0.encoder);
-        let (place, len) = self.0.commits.hand_in(add);
+        let Some((place, len)) = self.0.commits.hand_in(add) else {
+            observe::answered();
+            return Err(closed());
+        };
         let ticket = Ticket { journal: self.clone(), place };
         if !queued && len > MAX_WAITING_LEN {
             self.flush();
@@ -326,6 +335,13 @@ impl Journal {
     /// Commits everything handed in so far.
     pub(crate) fn flush(&self) {
         self.0.commits.flush();
+    }
+
+    /// Takes nothing more in, and commits what was handed in. Behind that nothing is appended by this handle.
+    pub(crate) fn close(&self) {
+        self.0.commits.close();
+        // Here, and not where the last one is dropped: that may be a thread that must not wait.
+        self.0.commits.core().stop_filling();
     }
 
     /// Bytes that wait to be committed.
