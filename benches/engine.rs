@@ -185,12 +185,12 @@ fn read(criterion: &mut Criterion) {
     group.bench_function("nothing is there", |bencher| {
         bencher.iter_batched(
             || std::fs::remove_dir_all(data.join("runs")).unwrap_or_default(),
-            |()| log.rebuild_runs(&runs, true, &mut |_| {}).unwrap(),
+            |()| log.rebuild_runs(&runs, true, &mut |_, _| {}).unwrap(),
             BatchSize::PerIteration,
         );
     });
     group.bench_function("everything is right", |bencher| {
-        bencher.iter(|| log.rebuild_runs(&runs, false, &mut |_| {}).unwrap());
+        bencher.iter(|| log.rebuild_runs(&runs, false, &mut |_, _| {}).unwrap());
     });
     group.finish();
 }

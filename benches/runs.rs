@@ -1,6 +1,6 @@
 //! What many runs at once cost: syncs per record, and memory.
 //!
-//! `cargo bench --bench runs [-- PROCESSES STEPS]` prints the figures of the README: so many worker
+//! `cargo bench --features tokio,testing --bench runs [-- PROCESSES STEPS]` prints the figures of the README: so many worker
 //! processes that write a line every 10 ms, each line of which is durable within 50 ms, and so many
 //! steps by an executor in this process, whose every append is durable before it goes on. And how long it takes
 //! until whoever follows, as from another process, sees what has just become durable.
@@ -14,14 +14,13 @@
 
 use runwal::clock::System;
 use runwal::disk::os::OsDisk;
-use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
 use runwal::engine::{Entry, Log, World};
-use runwal::error::Result;
 use runwal::record::{Channel, Id};
 use runwal::run::{
     Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Discard, ExecutorError, Outcome, ProcessOptions,
     Recorder, RunRequest, Steps,
 };
+use runwal::testing::watched::{Call, Watched};
 use runwal::{Engine, Options};
 use std::io::Write;
 use std::sync::Arc;
@@ -30,77 +29,6 @@ use std::time::{Duration, Instant};
 
 const LINES: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(10);
-
-/// Counts the syncs of files.
-#[derive(Debug)]
-struct Counting(OsDisk, Arc<AtomicU64>);
-
-#[derive(Debug)]
-struct CountingFile(Arc<dyn File>, Arc<AtomicU64>);
-
-impl Disk for Counting {
-    fn open(&self, name: &str, how: Open) -> Result<Arc<dyn File>> {
-        Ok(Arc::new(CountingFile(self.0.open(name, how)?, Arc::clone(&self.1))))
-    }
-    fn create_dir(&self, name: &str) -> Result<bool> {
-        self.0.create_dir(name)
-    }
-    fn rename(&self, from: &str, to: &str, replace: bool) -> Result<bool> {
-        self.0.rename(from, to, replace)
-    }
-    fn remove(&self, name: &str) -> Result<()> {
-        self.0.remove(name)
-    }
-    fn list(&self, name: &str, visit: &mut dyn FnMut(&str, Kind)) -> Result<()> {
-        self.0.list(name, visit)
-    }
-    fn stat(&self, name: &str) -> Result<Option<Stat>> {
-        self.0.stat(name)
-    }
-    fn sync_dir(&self, name: &str) -> Result<()> {
-        self.0.sync_dir(name)
-    }
-    fn sync_all(&self) -> Result<()> {
-        self.0.sync_all()
-    }
-    fn path(&self) -> Option<std::path::PathBuf> {
-        Disk::path(&self.0)
-    }
-    fn session(&self) -> Result<Session> {
-        self.0.session()
-    }
-    fn unreliable(&self) -> Result<Option<&'static str>> {
-        self.0.unreliable()
-    }
-}
-
-impl File for CountingFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.0.write_at(bytes, offset)
-    }
-    fn sync(&self) -> Result<()> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.sync()
-    }
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.0.set_len(len)
-    }
-    fn stat(&self) -> Result<Stat> {
-        self.0.stat()
-    }
-    fn try_lock(&self) -> Result<bool> {
-        self.0.try_lock()
-    }
-    fn unlock(&self) -> Result<()> {
-        self.0.unlock()
-    }
-    fn drop_cache(&self) -> Result<()> {
-        self.0.drop_cache()
-    }
-}
 
 /// Writes a line, and waits a little, and again.
 fn worker() {
@@ -139,7 +67,12 @@ async fn measure(what: &str, count: usize, processes: bool) {
     let base = std::env::var_os("RUNWAL_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
     let dir = tempfile::tempdir_in(base).unwrap();
     let syncs = Arc::new(AtomicU64::new(0));
-    let disk = Counting(OsDisk::create(&dir.path().join("data")).unwrap(), Arc::clone(&syncs));
+    let counted = Arc::clone(&syncs);
+    let disk = Watched::new(Arc::new(OsDisk::create(&dir.path().join("data")).unwrap()), move |call, _| {
+        if call == Call::Sync {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
     let world = World { disk: Arc::new(disk), clock: Arc::new(System), entropy: Arc::new(System) };
     let (engine, _) = Engine::open_in(world, Options::default()).unwrap();
     let (steps, cancel) = (Steps::new(&engine, count), Cancel::new().unwrap());

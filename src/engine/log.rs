@@ -316,12 +316,13 @@ impl Log {
     }
 
     /// The same for many runs: for those that have ended, the journal is read once for each 256 of them, whose
-    /// files are all locked meanwhile. `progress` is told up to which record it came.
+    /// files are all locked meanwhile. `progress` is told how much of how much is done, which gets no less, and in
+    /// the end is all.
     pub fn rebuild_runs(
         &mut self,
         runs: &[RunInfo],
         write: bool,
-        progress: &mut dyn FnMut(Position),
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<BTreeMap<StreamId, Option<Rebuilt>>> {
         rebuild::rebuild_runs(self, runs, write, progress)
     }

@@ -187,24 +187,34 @@ fn read_together(log: &mut Log, runs: &[RunInfo]) -> Result<BTreeMap<StreamId, R
 }
 
 /// The files of many runs: of those that have ended, each batch of the journal is read once for up to
-/// [`AT_ONCE`] of them. `progress` is told up to where.
+/// [`AT_ONCE`] of them. `progress` is told how much of how much is done, by the positions to be gone through.
 pub(super) fn rebuild_runs(
     log: &mut Log,
     runs: &[RunInfo],
     write: bool,
-    progress: &mut dyn FnMut(Position),
+    progress: &mut dyn FnMut(u64, u64),
 ) -> Result<BTreeMap<StreamId, Option<Rebuilt>>> {
     let open: BTreeSet<StreamId> = log.reader.open_streams().into_iter().collect();
     let (open, mut ended): (Vec<&RunInfo>, Vec<_>) = runs.iter().partition(|run| open.contains(&run.stream));
-    let mut done = BTreeMap::new();
+    ended.sort_by_key(|run| run.stream);
+    let end = log.durable();
+    let from = |some: &[&RunInfo]| some.first().map_or(end, |first| Position(first.stream.0));
+    // One run is little beside a pass over the rest of the journal.
+    let all = open.len() as u64 + ended.chunks(AT_ONCE).map(|some| end.0 - from(some).0 + 1).sum::<u64>();
+    let (mut done, mut gone) = (BTreeMap::new(), 0);
     // Their recorders may want the lock at any moment: nobody has it for longer than their own files take.
     for run in open {
         done.insert(run.stream, rebuild_unless_live(log, run.stream, write)?);
-        progress(log.end_of(run.stream)?.map_or(Position::ZERO, |(_, position)| position));
+        gone += 1;
+        progress(gone, all);
     }
-    ended.sort_by_key(|run| run.stream);
     for some in ended.chunks(AT_ONCE) {
-        one_pass(log, some, write, progress, &mut done)?;
+        let first = from(some);
+        // There may be more by now.
+        let mut upto = |at: Position| progress(gone + at.0.clamp(first.0, end.0) - first.0, all);
+        one_pass(log, some, write, &mut upto, &mut done)?;
+        gone += end.0 - first.0 + 1;
+        progress(gone, all);
     }
     Ok(done)
 }

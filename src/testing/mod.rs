@@ -9,6 +9,7 @@ pub mod explorer;
 pub mod oracle;
 pub mod sequences;
 pub mod stage;
+pub mod watched;
 pub mod workloads;
 
 /// The bytes of what records say, which otherwise the engine alone writes and reads: for fuzzing.

@@ -299,7 +299,7 @@ impl Stage {
     pub fn publish(&mut self, mount: u64) {
         let Some(mut log) = self.open_log(mount) else { return };
         self.judge(&mut log);
-        let done = log.runs().and_then(|runs| log.rebuild_runs(&runs, true, &mut |_| {}));
+        let done = log.runs().and_then(|runs| log.rebuild_runs(&runs, true, &mut |_, _| {}));
         let ticks = log.ticks().and_then(|ticks| ticks.map(|ticks| log.rebuild(ticks, true)).transpose());
         for error in [done.err(), ticks.err()].into_iter().flatten() {
             self.complain("publishing", &error);

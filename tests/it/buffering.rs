@@ -58,13 +58,76 @@ fn what_nobody_waits_for_becomes_durable_and_is_published() {
             assert!(log.wait(Duration::from_mins(1)).unwrap(), "round {round}");
         }
     }
-    let end = log.end_of(stream).unwrap().unwrap();
-    // The files show it although nobody has told.
-    let last = engine.append(stream, None, &chunk(b"last\n")).unwrap();
-    assert_eq!(last.last_seq.0, end.0.0 + 1);
-    engine.wait_published(&last).unwrap();
+    // The files show it although nobody has asked for that.
+    let (of_run, shown) = (dir.path().join("runs/t/r/stdout.log"), b"line\n".repeat(5));
+    #[expect(clippy::disallowed_methods, reason = "looks at the file as its reader does")]
+    while std::fs::read(&of_run).unwrap_or_default() != shown {
+        std::thread::yield_now();
+    }
     engine.close().unwrap();
     assert_eq!(durabilities(dir.path()).iter().filter(|d| **d == Durability::Buffered).count(), 5);
+}
+
+/// Whoever only buffers, faster than anything is made durable, keeps nothing from being published.
+#[test]
+fn what_is_buffered_without_a_pause_is_published_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, stream) = begun(dir.path(), Duration::from_millis(1));
+    let of_run = dir.path().join("runs/t/r/stdout.log");
+    while !std::fs::metadata(&of_run).is_ok_and(|file| file.len() > 0) {
+        for _ in 0..100 {
+            drop(engine.buffer(stream, None, &chunk(b"on and on\n")).unwrap());
+        }
+    }
+    engine.close().unwrap();
+}
+
+/// Whatever operation the process dies at: what is left is what was handed in first.
+#[test]
+fn what_is_lost_with_the_process_is_the_end() {
+    const BUFFERED: u64 = 12;
+    let mut lost = 0;
+    for after in 1.. {
+        let mut stage = Stage::new(64 << 10, 64 << 10);
+        let writer = stage.open(1).unwrap();
+        let stream = stage.begin(&writer, "a").unwrap();
+        let begun = stage.open_log(1).unwrap().end_of(stream).unwrap().unwrap().0;
+        // Every third one is waited for, and takes those before it along.
+        stage.world.fail_at(stage.world.operations() + after, Fault::Kill);
+        let engine = writer.engine();
+        let mut acknowledged = 0;
+        for n in 1..=BUFFERED {
+            let Ok(ticket) = engine.buffer(stream, None, &chunk(&n.to_le_bytes())) else { break };
+            if n % 3 == 0 {
+                match ticket.wait() {
+                    Ok(_) => acknowledged = n,
+                    Err(_) => break,
+                }
+            }
+        }
+        let died = !writer.disk.is_alive();
+        writer.disk.kill();
+        drop(writer);
+        stage.world.clear_faults();
+        let (_, world) = stage.process(1);
+        drop(Engine::open_in(world.clone(), stage.options()).unwrap());
+        let mut kept = Vec::new();
+        let mut log = Log::open_in(&world).unwrap();
+        log.stream(stream, begun.next().unwrap(), &mut |record| {
+            if let Body::Chunk(_, bytes) = &record.body {
+                kept.push(u64::from_le_bytes(*bytes.first_chunk().unwrap()));
+            }
+            Ok(true)
+        })
+        .unwrap();
+        assert!(kept.iter().copied().eq(1..=kept.len() as u64), "died {after} operations on: {kept:?}");
+        assert!(kept.len() as u64 >= acknowledged, "died {after} operations on: {kept:?}, {acknowledged}");
+        lost += u64::from((kept.len() as u64) < BUFFERED);
+        if !died {
+            break;
+        }
+    }
+    assert!(lost > 10, "nothing was ever lost");
 }
 
 #[test]

@@ -32,6 +32,7 @@ mod opening;
 mod reading;
 mod rebuilding;
 mod reserving;
+mod sharing;
 mod steps;
 mod surroundings;
 mod terminal;

@@ -49,8 +49,10 @@ pub(crate) fn go_through(global: &Global, log: &mut Log, write: bool) -> Result<
     let bar = progress(global, log.durable().0, if write { "rebuilding" } else { "comparing" });
     let mut found = Found::default();
     let runs = log.runs()?;
-    let mut rebuilt =
-        log.rebuild_runs(&runs, write, &mut |upto| bar.set_position(upto.0.max(bar.position())))?;
+    let mut rebuilt = log.rebuild_runs(&runs, write, &mut |done, of| {
+        bar.set_length(of);
+        bar.set_position(done);
+    })?;
     for run in runs {
         if let Some(rebuilt) = rebuilt.remove(&run.stream) {
             found.add(format!("run {}", run.name), rebuilt);
