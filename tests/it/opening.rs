@@ -2,7 +2,7 @@
 //! changes nothing else.
 
 use runwal::disk::sim::SimWorld;
-use runwal::engine::{Conditions, Engine, Options, Report};
+use runwal::engine::{Conditions, Engine, Log, Options, Report};
 use runwal::format::{self, Flaw, Footer, HeaderBlock};
 use runwal::position::{Position, Seq, StreamId};
 use runwal::record::{Body, Channel};
@@ -261,6 +261,39 @@ fn grow(stage: &mut Stage, writer: &Writer, segments: u64) {
         let run = stage.begin(writer, "task");
         stage.append(writer, run, &[900]);
         stage.finish(writer, run);
+    }
+}
+
+/// How many looks at the disk it takes to open a journal of so many segments that was closed, to open it for
+/// reading alone, and to begin a run in it.
+fn looks_of(segments: u64) -> [u64; 3] {
+    let mut stage = Stage::new(4 << 10, 4 << 10);
+    let writer = stage.open(1).unwrap();
+    grow(&mut stage, &writer, segments);
+    stage.close(writer);
+    // What opening learns of names is kept for the next time.
+    let writer = stage.open(1).unwrap();
+    stage.begin(&writer, "before").unwrap();
+    stage.close(writer);
+    let before = stage.world.looks();
+    let (_, world) = stage.process(1);
+    drop(Log::open_in(&world).unwrap());
+    let reading = stage.world.looks();
+    let writer = stage.open(1).unwrap();
+    let opened = stage.world.looks();
+    stage.begin(&writer, "after").unwrap();
+    let looks = [reading - before, opened - reading, stage.world.looks() - opened];
+    is_fine(&stage);
+    looks
+}
+
+#[test]
+fn opening_and_beginning_a_run_cost_the_same_however_long_the_journal_is() {
+    let (short, long) = (looks_of(6), looks_of(60));
+    for (what, short, long) in [("to read", 0), ("to write", 1), ("to begin a run", 2)]
+        .map(|(what, nth)| (what, short[nth], long[nth]))
+    {
+        assert!(long <= short + 4, "{what}: {short} looks with 6 segments, {long} with 60");
     }
 }
 
