@@ -33,7 +33,7 @@ use crate::error::{Conflict, Error, ErrorKind, Result};
 pub(crate) use crate::journal::bell::Bell;
 use crate::journal::live::Alive;
 use crate::journal::{Append, Draft, Journal, JournalOptions, Queued, Target};
-pub use crate::journal::{Batch, BatchRecords, Conditions, Damage, Receipt};
+pub use crate::journal::{Batch, BatchRecords, Conditions, Damage, MAX_WAITING_LEN, Receipt};
 use crate::observe;
 use crate::position::{Seq, StreamId, Time};
 use crate::projection::{LogTail, RunFold};
@@ -313,7 +313,8 @@ impl Engine {
         self.submit_run(request, created_at, conditions, then)?.wait()
     }
 
-    /// The same without waiting: the ticket gives the receipt.
+    /// The same without waiting: the ticket gives the receipt. As [`submit`](Self::submit), it waits where too much
+    /// is waiting already.
     pub fn submit_run(
         &self,
         request: &RunPrepared,
@@ -392,7 +393,9 @@ impl Engine {
     }
 
     /// The same without waiting: the ticket gives the receipt. Tickets are made durable by whoever
-    /// waits for one next, several with one sync; dropping one does not take its records back.
+    /// waits for one next, several with one sync; dropping one does not take its records back. Where more than
+    /// [`MAX_WAITING_LEN`] waits by then, the caller makes that durable first, which is a sync, or two where one
+    /// is under way: nobody hands in faster than the disk takes it for long.
     pub fn submit(
         &self,
         stream: StreamId,

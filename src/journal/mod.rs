@@ -50,8 +50,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// The most bytes that wait to be committed; whoever hands more in commits what waits first.
-const MAX_WAITING_LEN: usize = 16 << 20;
+/// How many bytes may wait to be committed before whoever hands more in, and does not wait, commits them first.
+pub const MAX_WAITING_LEN: usize = 16 << 20;
 
 /// Settings of a journal.
 #[derive(Debug, Clone, Copy)]

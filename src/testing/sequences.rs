@@ -107,17 +107,26 @@ pub enum Setting {
     Used,
     /// The same, where the next segment is made ahead of time, and indexes are kept in the cache.
     Spares,
+    /// The same as `Used`, where what gets shorter by that is compressed.
+    Packed,
 }
+
+/// About as long as what fits into a segment.
+const LONG_LEN: usize = 1800;
 
 impl Setting {
     /// All of them.
-    pub const ALL: [(Self, &str); 3] =
-        [(Self::Fresh, "fresh"), (Self::Used, "used"), (Self::Spares, "spares")];
+    pub const ALL: [(Self, &str); 4] =
+        [(Self::Fresh, "fresh"), (Self::Used, "used"), (Self::Spares, "spares"), (Self::Packed, "packed")];
 
     /// A machine on which nothing was done.
     pub fn stage(self) -> Stage {
         let stage = Stage::new(2600, 2600);
-        if self == Self::Spares { stage.with_spares().keeping_indexes() } else { stage }
+        match self {
+            Self::Fresh | Self::Used => stage,
+            Self::Spares => stage.with_spares().keeping_indexes(),
+            Self::Packed => stage.compressing(),
+        }
     }
 
     /// Makes the journal it begins with.
@@ -127,7 +136,7 @@ impl Setting {
         }
         let Some(writer) = stage.open(1) else { return };
         let run = stage.begin(&writer, "before");
-        stage.append(&writer, run, &[1800]);
+        stage.append_noise(&writer, run, LONG_LEN);
         stage.append_keyed(&writer, run, 900);
         stage.finish(&writer, run);
         stage.begin(&writer, "left");
@@ -186,7 +195,7 @@ impl Sequence {
             number = crate::disk::sim::mix(number);
             usize::try_from(number % n as u64).unwrap_or(0)
         };
-        let setting = Setting::ALL[draw(3)].0;
+        let setting = Setting::ALL[draw(Setting::ALL.len())].0;
         let mut calls = Vec::new();
         while calls.len() < len {
             let all: Vec<_> = followers(&calls).collect();
@@ -289,7 +298,7 @@ impl Players {
             What::Open | What::Close | What::Kill => {}
             What::Append => receipt = stage.append(writer, run, &[40]),
             What::Many => receipt = stage.append(writer, run, &[300, 10, 500]),
-            What::Roll => receipt = stage.append(writer, run, &[1800]),
+            What::Roll => receipt = stage.append_noise(writer, run, LONG_LEN),
             What::Checkpoint => receipt = stage.checkpoint(writer, run),
             What::Keyed => receipt = stage.append_keyed(writer, run, 30),
             What::Term => {

@@ -277,6 +277,23 @@ impl Stage {
         self.hand_in(writer, bodies, |engine| engine.append(stream, conditions, &records))
     }
 
+    /// Appends one record of this length, which no compression makes shorter.
+    pub fn append_noise(&mut self, writer: &Writer, stream: Option<StreamId>, len: usize) -> Option<Receipt> {
+        let stream = stream?;
+        self.bodies += 1;
+        let mut number = self.bodies;
+        let mut bytes = self.bodies.to_le_bytes().to_vec();
+        while bytes.len() < len {
+            number = crate::disk::sim::mix(number);
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.truncate(len);
+        let body = Body::Chunk(Channel::Stdout, bytes);
+        self.hand_in(writer, vec![body.clone()], |engine| {
+            engine.append(stream, Conditions::none(), &[body.into()])
+        })
+    }
+
     /// Appends a checkpoint.
     pub fn checkpoint(&mut self, writer: &Writer, stream: Option<StreamId>) -> Option<Receipt> {
         let stream = stream?;

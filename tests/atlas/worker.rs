@@ -172,8 +172,10 @@ impl Teller {
             Err(error) => return self.complain("failed", &error),
         };
         self.say("begun");
-        let mut hand = Hand { engine: &engine, teller: self, seed: orders.seed, runs: Vec::new() };
+        let mut hand =
+            Hand { engine: &engine, teller: self, seed: orders.seed, runs: Vec::new(), buffered: Vec::new() };
         hand.work(orders);
+        hand.ask_after();
         if let Err(error) = engine.close() {
             self.complain("failed", &error);
         }
@@ -186,6 +188,8 @@ struct Hand<'e> {
     teller: &'e mut Teller,
     seed: u64,
     runs: Vec<StreamId>,
+    /// What was buffered and is not asked after yet.
+    buffered: Vec<Pending>,
 }
 
 /// What was handed in and has no answer yet.
@@ -201,6 +205,11 @@ impl Hand<'_> {
             let (life, n) = batch.split_once('.').unwrap();
             let (life, n) = (life.parse().unwrap(), n.parse().unwrap());
             self.keyed(StreamId(*stream), life, n);
+        }
+        if Chance::of(&[self.seed, orders.life]).one_in(4)
+            && let Err(error) = self.engine.reserve(200_000)
+        {
+            self.teller.complain("failed", &error);
         }
         for n in 0..orders.steps {
             self.step(orders.life, n);
@@ -229,7 +238,14 @@ impl Hand<'_> {
             }
             20..30 => self.tick(&batch),
             30..45 => self.keyed(run, life, n),
-            45..60 => {
+            45..52 => {
+                let records = chunks(&batch, &mut chance);
+                self.buffer(&batch, run, &records);
+                if self.buffered.len() > 3 {
+                    self.ask_after();
+                }
+            }
+            52..62 => {
                 let pending: Vec<_> = (0..2 + chance.below(3))
                     .map(|k| {
                         let batch = format!("{batch}+{k}");
@@ -325,6 +341,20 @@ impl Hand<'_> {
         self.tell(batch, run.0, keyed, records.iter().map(|record| &record.body));
         let was_poisoned = self.engine.is_poisoned();
         Pending { batch: batch.to_owned(), was_poisoned, ticket: self.engine.submit(run, on, records) }
+    }
+
+    /// Appends what nobody waits for; what became of it is asked later.
+    fn buffer(&mut self, batch: &str, run: StreamId, records: &[NewRecord]) {
+        self.tell(batch, run.0, false, records.iter().map(|record| &record.body));
+        let was_poisoned = self.engine.is_poisoned();
+        let ticket = self.engine.buffer(run, Conditions::none(), records);
+        self.buffered.push(Pending { batch: batch.to_owned(), was_poisoned, ticket });
+    }
+
+    fn ask_after(&mut self) {
+        for pending in std::mem::take(&mut self.buffered) {
+            self.answer(pending);
+        }
     }
 
     fn tell<'b>(&mut self, batch: &str, stream: u64, keyed: bool, bodies: impl Iterator<Item = &'b Body>) {

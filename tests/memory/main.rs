@@ -96,7 +96,7 @@ fn a_long_journal_takes_no_more_memory_than_a_short_one() {
     ];
     for (what, work) in works {
         let [short, long] = both([SHORT, 16 * SHORT], work);
-        let most = (2 * short.bytes_max).max(8 << 20).min(MOST);
+        let most = (2 * short.bytes_max).clamp(8 << 20, MOST);
         assert!(
             long.bytes_max <= most,
             "{what}: {} of a short one, {} of a long one",
