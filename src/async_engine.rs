@@ -5,9 +5,8 @@ mod subscription;
 
 pub use subscription::{AsyncLog, AsyncSubscription};
 
-use crate::engine::{Conditions, Engine, Filter, NewRecord, Receipt, Start, Ticket};
+use crate::engine::{Conditions, Engine, Filter, NewRecord, Nudge, Receipt, Start, Ticket, closed};
 use crate::error::{Error, Result};
-use crate::journal::{Journal, closed};
 use crate::position::{StreamId, Time};
 use crate::record::{Body, RunPrepared};
 use std::future::Future;
@@ -45,14 +44,14 @@ struct Server {
 /// Ends the commit thread when it is dropped.
 #[derive(Debug)]
 struct End {
-    journal: Journal,
+    nudge: Nudge,
     state: Arc<Mutex<State>>,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
         hold(&self.state).stop = true;
-        self.journal.nudge();
+        self.nudge.nudge();
     }
 }
 
@@ -92,7 +91,7 @@ impl AsyncEngine {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) where the commit thread cannot be started.
     pub fn new(engine: Engine) -> Result<Self> {
         let state = Arc::new(Mutex::new(State::default()));
-        let end = End { journal: engine.journal().clone(), state: Arc::clone(&state) };
+        let end = End { nudge: engine.nudge(), state: Arc::clone(&state) };
         let for_thread = engine.clone();
         std::thread::Builder::new()
             .name("runwal-commit".to_owned())
@@ -197,7 +196,7 @@ impl AsyncEngine {
             *state = State { stop: true, closing: Some(answer) };
         }
         self.server.room.close();
-        self.server.end.journal.nudge();
+        self.server.end.nudge.nudge();
         answered.await.map_err(|_| closed())?
     }
 

@@ -31,6 +31,8 @@ use crate::disk::Disk;
 use crate::disk::os::OsDisk;
 use crate::error::{Conflict, Error, ErrorKind, Result};
 pub(crate) use crate::journal::bell::Bell;
+#[cfg(feature = "tokio")]
+pub(crate) use crate::journal::closed;
 use crate::journal::live::Alive;
 use crate::journal::{Append, Draft, Journal, JournalOptions, Queued, Target};
 pub use crate::journal::{Batch, BatchRecords, Conditions, Damage, MAX_WAITING_LEN, Receipt};
@@ -643,14 +645,32 @@ impl Engine {
         self.0.journal.serve(stop);
     }
 
+    /// What tells whoever [serves](Self::serve) to ask whether to stop.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn nudge(&self) -> Nudge {
+        Nudge(self.0.journal.clone())
+    }
+
     /// The runs that it has recorders of.
     #[cfg(feature = "tracing-layer")]
     pub(crate) fn recorded(&self) -> &Arc<Recorded> {
         &self.0.recorded
     }
 
-    pub(crate) fn journal(&self) -> &Journal {
+    fn journal(&self) -> &Journal {
         &self.0.journal
+    }
+}
+
+/// See [`Engine::nudge`]. It keeps no engine from ending.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub(crate) struct Nudge(Journal);
+
+#[cfg(feature = "tokio")]
+impl Nudge {
+    pub(crate) fn nudge(&self) {
+        self.0.nudge();
     }
 }
 
