@@ -198,7 +198,7 @@ fn every_test_file_is_part_of_this_binary() {
 /// names there is.
 #[test]
 fn the_page_of_faults_names_what_there_is() {
-    const ROWS: [usize; 7] = [10, 11, 11, 12, 6, 12, 4];
+    const ROWS: [usize; 7] = [10, 11, 11, 12, 6, 12, 6];
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name: &str| std::fs::read_to_string(top.join(name)).unwrap_or_default();
     let page = include_str!("../../src/docs/faults.md");
