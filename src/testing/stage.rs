@@ -229,27 +229,7 @@ impl Stage {
     /// Begins a run whose recorder is this writer.
     pub fn begin(&mut self, writer: &Writer, task: &str) -> Option<StreamId> {
         self.bodies += 1;
-        let name = RunName { task: Id::new(task).ok()?, run: Id::new(format!("r{}", self.bodies)).ok()? };
-        let run = RunPrepared {
-            step: name.run.clone(),
-            name,
-            attempt: 1,
-            step_kind: None,
-            worker_kind: None,
-            command: Vec::new(),
-            working_tree: None,
-            environment: Vec::new(),
-            timeout_ms: None,
-            grace_ms: 0,
-            checkpoints: false,
-            recorder: writer.engine.recorder_id(),
-            boot: writer.engine.boot_id(),
-            controller: None,
-            host: String::new(),
-            labels: Vec::new(),
-            parent: None,
-            renderer: 1,
-        };
+        let run = prepared(&writer.engine, task, &format!("r{}", self.bodies)).ok()?;
         let more = self.body(8);
         let bodies = vec![Body::Run(Box::new(run.clone())), more.clone()];
         self.hand_in(writer, bodies, |engine| {
@@ -561,6 +541,31 @@ impl Stage {
             Err(error) => self.complain("verifying", &error),
         }
     }
+}
+
+/// What a run begins with whose recorder is this engine, with as little in it as there can be.
+pub fn prepared(engine: &Engine, task: &str, run: &str) -> Result<RunPrepared, Error> {
+    let name = RunName { task: Id::new(task)?, run: Id::new(run)? };
+    Ok(RunPrepared {
+        step: name.run.clone(),
+        name,
+        attempt: 1,
+        step_kind: None,
+        worker_kind: None,
+        command: Vec::new(),
+        working_tree: None,
+        environment: Vec::new(),
+        timeout_ms: None,
+        grace_ms: 0,
+        checkpoints: false,
+        recorder: engine.recorder_id(),
+        boot: engine.boot_id(),
+        controller: None,
+        host: String::new(),
+        labels: Vec::new(),
+        parent: None,
+        renderer: 1,
+    })
 }
 
 /// Every record from the first one on, and the damage between them.

@@ -9,6 +9,7 @@ use runwal::record::{
     Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, StatePatch, Status, Tick,
 };
 use runwal::run::{End, Outcome, Recorder, RunRequest};
+use runwal::testing::stage::prepared;
 use runwal::{ErrorKind, JournalOptions, Spares, Verdict};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -326,33 +327,7 @@ async fn many_tasks_share_syncs_and_a_dropped_future_leaves_no_half_record() {
     for n in 0..TASKS {
         let engine = engine.clone();
         tasks.push(tokio::spawn(async move {
-            let name = runwal::record::RunName {
-                task: Id::new("t").unwrap(),
-                run: Id::new(format!("r{n}")).unwrap(),
-            };
-            let prepared = {
-                let blocking = engine.engine();
-                runwal::record::RunPrepared {
-                    name,
-                    step: Id::new("s").unwrap(),
-                    attempt: 1,
-                    step_kind: None,
-                    worker_kind: None,
-                    command: Vec::new(),
-                    working_tree: None,
-                    environment: Vec::new(),
-                    timeout_ms: None,
-                    grace_ms: 0,
-                    checkpoints: false,
-                    recorder: blocking.recorder_id(),
-                    boot: blocking.boot_id(),
-                    controller: None,
-                    host: String::new(),
-                    labels: Vec::new(),
-                    parent: None,
-                    renderer: 1,
-                }
-            };
+            let prepared = prepared(engine.engine(), "t", &format!("r{n}")).unwrap();
             let mut last = engine.begin_run(prepared, None, Conditions::none(), Vec::new()).await.unwrap();
             for i in 0..EACH {
                 let record = Body::Chunk(Channel::Stdout, format!("{i}\n").into_bytes()).into();

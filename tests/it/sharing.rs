@@ -7,7 +7,8 @@ use runwal::disk::Disk;
 use runwal::disk::os::OsDisk;
 use runwal::engine::{Conditions, Engine, NewRecord, Options, Receipt, World};
 use runwal::position::StreamId;
-use runwal::record::{Body, Channel, Id, RunName, RunPrepared};
+use runwal::record::{Body, Channel};
+use runwal::testing::stage::prepared;
 use runwal::testing::watched::{Call, Watched};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,32 +25,9 @@ fn line() -> NewRecord {
     Body::Chunk(Channel::Stdout, b"a line\n".to_vec()).into()
 }
 
-fn run(engine: &Engine, n: usize) -> RunPrepared {
-    let id = |text: String| Id::new(text).unwrap();
-    RunPrepared {
-        name: RunName { task: id("t".to_owned()), run: id(format!("r-{n}")) },
-        step: id("s".to_owned()),
-        attempt: 1,
-        step_kind: None,
-        worker_kind: None,
-        command: Vec::new(),
-        working_tree: None,
-        environment: Vec::new(),
-        timeout_ms: None,
-        grace_ms: 0,
-        checkpoints: false,
-        recorder: engine.recorder_id(),
-        boot: engine.boot_id(),
-        controller: None,
-        host: String::new(),
-        labels: Vec::new(),
-        parent: None,
-        renderer: 1,
-    }
-}
-
 fn begin(engine: &Engine, n: usize) -> StreamId {
-    engine.begin_run(&run(engine, n), None, Conditions::none(), &[]).unwrap().stream
+    let run = prepared(engine, "t", &format!("r-{n}")).unwrap();
+    engine.begin_run(&run, None, Conditions::none(), &[]).unwrap().stream
 }
 
 fn open(dir: &Path, options: Options, watch: impl Fn(Call, &str) + Send + Sync + 'static) -> Engine {
@@ -216,7 +194,7 @@ async fn no_task_asks_the_disk_for_anything() {
         note(call, name);
     };
     let blocking = open(dir.path(), Options::default(), watch);
-    let request = run(&blocking, 0);
+    let request = prepared(&blocking, "t", "r").unwrap();
     let engine = AsyncEngine::new(blocking).unwrap();
     callers.lock().unwrap().clear();
     let receipt = engine.begin_run(request, None, Conditions::none(), vec![line()]).await.unwrap();
