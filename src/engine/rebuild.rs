@@ -198,9 +198,11 @@ pub(super) fn rebuild_runs(
     let (open, mut ended): (Vec<&RunInfo>, Vec<_>) = runs.iter().partition(|run| open.contains(&run.stream));
     ended.sort_by_key(|run| run.stream);
     let end = log.durable();
-    let from = |some: &[&RunInfo]| some.first().map_or(end, |first| Position(first.stream.0));
+    let len_of = |some: &[&RunInfo]| {
+        some.first().map_or(0, |run| end.0.saturating_add(1).saturating_sub(run.stream.0))
+    };
     // One run is little beside a pass over the rest of the journal.
-    let all = open.len() as u64 + ended.chunks(AT_ONCE).map(|some| end.0 - from(some).0 + 1).sum::<u64>();
+    let all = open.len() as u64 + ended.chunks(AT_ONCE).map(len_of).sum::<u64>();
     let (mut done, mut gone) = (BTreeMap::new(), 0);
     // Their recorders may want the lock at any moment: nobody has it for longer than their own files take.
     for run in open {
@@ -209,11 +211,11 @@ pub(super) fn rebuild_runs(
         progress(gone, all);
     }
     for some in ended.chunks(AT_ONCE) {
-        let first = from(some);
+        let (len, begun) = (len_of(some), gone);
         // There may be more by now.
-        let mut upto = |at: Position| progress(gone + at.0.clamp(first.0, end.0) - first.0, all);
-        one_pass(log, some, write, &mut upto, &mut done)?;
-        gone += end.0 - first.0 + 1;
+        let mut left = |left: u64| progress(begun + len.saturating_sub(left + 1), all);
+        one_pass(log, some, write, &mut |at| left(end.0.saturating_sub(at.0)), &mut done)?;
+        gone += len;
         progress(gone, all);
     }
     Ok(done)

@@ -46,6 +46,11 @@ fn rebuild(log: &mut Log, write: bool) -> (Vec<RunInfo>, BTreeMap<StreamId, Rebu
     let (last, of) = *told.last().unwrap();
     assert!(last == of && told.iter().all(|(_, other)| *other == of), "in the end all of it: {told:?}");
     assert!(told.is_sorted() && told.len() > runs.len() / 2, "{told:?}");
+    // One that is not of this journal has nothing, and is in nobody's way.
+    let other = RunInfo { stream: StreamId(u64::MAX), ..runs[0].clone() };
+    let mut told = Vec::new();
+    let found = log.rebuild_runs(&[other], false, &mut |done, of| told.push((done, of))).unwrap();
+    assert_eq!((found.len(), told.last()), (1, Some(&(0, 0))), "{told:?}");
     (runs, rebuilt.into_iter().map(|(stream, found)| (stream, found.unwrap())).collect())
 }
 
