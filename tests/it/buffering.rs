@@ -1,6 +1,7 @@
 //! Records that nobody waits for: durable after a while, before that with whatever is made durable, noted
 //! in the file, and lost from the end alone.
 
+use runwal::clock::{Clock, System};
 use runwal::disk::sim::Fault;
 use runwal::engine::{Conditions, Engine, NewRecord, Options, World};
 use runwal::format::{BatchHeader, Durability, HeaderBlock, SEGMENT_DATA_START};
@@ -15,6 +16,13 @@ use std::time::Duration;
 
 /// Longer than any test takes.
 const FOR_EVER: Duration = Duration::from_hours(1);
+
+/// Whether to go on waiting for what takes some milliseconds: what does not happen is a failure, and no hang.
+fn patient(since_ns: u64) -> bool {
+    let waited = Duration::from_nanos(System.monotonic_ns() - since_ns);
+    assert!(waited < Duration::from_mins(1), "it does not happen");
+    true
+}
 
 fn chunk(bytes: &[u8]) -> [NewRecord; 1] {
     [Body::Chunk(Channel::Stdout, bytes.to_vec()).into()]
@@ -60,8 +68,9 @@ fn what_nobody_waits_for_becomes_durable_and_is_published() {
     }
     // The files show it although nobody has asked for that.
     let (of_run, shown) = (dir.path().join("runs/t/r/stdout.log"), b"line\n".repeat(5));
+    let since_ns = System.monotonic_ns();
     #[expect(clippy::disallowed_methods, reason = "looks at the file as its reader does")]
-    while std::fs::read(&of_run).unwrap_or_default() != shown {
+    while std::fs::read(&of_run).unwrap_or_default() != shown && patient(since_ns) {
         std::thread::yield_now();
     }
     engine.close().unwrap();
@@ -74,7 +83,8 @@ fn what_is_buffered_without_a_pause_is_published_meanwhile() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, stream) = begun(dir.path(), Duration::from_millis(1));
     let of_run = dir.path().join("runs/t/r/stdout.log");
-    while !std::fs::metadata(&of_run).is_ok_and(|file| file.len() > 0) {
+    let since_ns = System.monotonic_ns();
+    while !std::fs::metadata(&of_run).is_ok_and(|file| file.len() > 0) && patient(since_ns) {
         for _ in 0..100 {
             drop(engine.buffer(stream, None, &chunk(b"on and on\n")).unwrap());
         }

@@ -2,7 +2,7 @@
 //! where the order matters.
 
 use runwal::async_engine::AsyncEngine;
-use runwal::clock::System;
+use runwal::clock::{Clock, System};
 use runwal::disk::Disk;
 use runwal::disk::os::OsDisk;
 use runwal::engine::{Conditions, Engine, NewRecord, Options, Receipt, World};
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 fn is_segment(name: &str) -> bool {
     name.starts_with("journal/0")
@@ -209,7 +210,10 @@ async fn no_task_asks_the_disk_for_anything() {
     assert!(mine.is_empty() && all > 5, "{mine:?}");
     // Without a word of goodbye: what is left to be done is not done here.
     drop(engine);
+    let since_ns = System.monotonic_ns();
     while Arc::strong_count(&alive) > 1 {
+        let waited = Duration::from_nanos(System.monotonic_ns() - since_ns);
+        assert!(waited < Duration::from_mins(1), "the commit thread does not end");
         tokio::task::yield_now().await;
     }
     let (mine, _) = by_me();
