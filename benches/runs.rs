@@ -2,8 +2,9 @@
 //!
 //! `cargo bench --features tokio,testing --bench runs [-- PROCESSES STEPS]` prints the figures of the README: so many worker
 //! processes that write a line every 10 ms, each line of which is durable within 50 ms, and so many
-//! steps by an executor in this process, whose every append is durable before it goes on. And how long it takes
-//! until whoever follows, as from another process, sees what has just become durable.
+//! steps by an executor in this process, whose every append is durable before it goes on. Then how long it takes
+//! until whoever follows, as from another process, sees what has just become durable; and how much of a journal of
+//! 1 GiB is read for the output of one of its 1,000 runs.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,14 +16,15 @@
 use runwal::clock::System;
 use runwal::disk::os::OsDisk;
 use runwal::engine::{Entry, Log, World};
-use runwal::record::{Channel, Id};
+use runwal::record::{Body, Channel, Id};
 use runwal::run::{
-    Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Discard, ExecutorError, Outcome, ProcessOptions,
-    Recorder, RunRequest, Steps,
+    Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Discard, End, ExecutorError, Outcome,
+    ProcessOptions, Recorder, RunRequest, Steps,
 };
 use runwal::testing::watched::{Call, Watched};
 use runwal::{Engine, Options};
 use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -167,6 +169,50 @@ fn follower_delay() {
     );
 }
 
+/// Bytes that this process and those that it waited for were given by `read` and its kin.
+fn bytes_read() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+}
+
+/// What the tool reads for the output of one run, where 1,000 wrote their 1 MiB in turns.
+fn one_out_of_many() {
+    const RUNS: usize = 1000;
+    const TURNS: usize = 8;
+    let base = std::env::var_os("RUNWAL_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let dir = tempfile::tempdir_in(base).unwrap();
+    let data = dir.path().join("data");
+    let (engine, _) = Engine::open(&data, Options { publish: false, ..Options::default() }).unwrap();
+    let mut piece = vec![0; 64 << 10];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut piece).unwrap();
+    let mut runs: Vec<_> = (0..RUNS).map(|run| Recorder::prepare(&engine, request(run)).unwrap()).collect();
+    for _ in 0..TURNS {
+        for run in &mut runs {
+            let chunk = || Body::Chunk(Channel::Stdout, piece.clone()).into();
+            run.append(vec![chunk(), chunk()]).unwrap();
+        }
+    }
+    for mut run in runs {
+        run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+    }
+    engine.close().unwrap();
+    let len = (TURNS * 2 * piece.len()) as f64;
+    let read = |run: &str| {
+        let before = bytes_read();
+        let mut tool = Command::new(env!("CARGO_BIN_EXE_runwal"));
+        let status =
+            tool.arg("--dir").arg(&data).args(["output", run]).stdout(Stdio::null()).status().unwrap();
+        assert!(status.success());
+        (bytes_read() - before) as f64 / len
+    };
+    println!(
+        "R7  one run of {:.0} MiB out of {RUNS}: {:.2} times its bytes are read by its task and id, {:.2} by its id",
+        len / f64::from(1 << 20),
+        read(&format!("bench/r-{}", RUNS / 2)),
+        read(&format!("r-{}", RUNS / 2)),
+    );
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     if args.iter().any(|arg| arg == "--worker") {
@@ -180,4 +226,5 @@ fn main() {
         measure("steps", steps, false).await;
     });
     follower_delay();
+    one_out_of_many();
 }

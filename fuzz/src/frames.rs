@@ -6,7 +6,7 @@ use arbitrary::Unstructured;
 use runwal::format::{
     BATCH_HEADER_LEN, BatchHeader, Busy, Codec, Draft, Durability, FOOTER_HEADER_LEN, Footer,
     HEADER_COPY_LEN, HeaderBlock, Mark, Records, SEGMENT_DATA_START, SegmentHeader, Site, Target, WireRecord,
-    encode_body,
+    compress, decode_body, encode_body,
 };
 use runwal::position::{Position, Time};
 
@@ -25,7 +25,10 @@ pub fn run(data: &[u8]) {
         2 => footer(&mut bytes, right),
         3 => mark(&mut bytes, right),
         4 => busy(&mut bytes, right),
-        _ => body(&bytes),
+        _ => {
+            body(&bytes);
+            packed(&bytes);
+        }
     }
 }
 
@@ -192,4 +195,28 @@ fn body(bytes: &[u8]) {
         let decoded: Result<Vec<_>, _> = Records::new(&header, &again).checked().collect();
         assert_eq!(decoded.expect("its own encoding"), records);
     }
+}
+
+/// Bytes as a compressed body of some length, and what is compressed of them, whole and with one byte that is
+/// another. Nothing longer is made of them than can be, and what has another length than it should is no body.
+fn packed(bytes: &[u8]) {
+    let [count, high, low, behind @ ..] = bytes else { return };
+    let unpack = |stored: &[u8], len: usize| {
+        let decoded_len = u32::try_from(len).unwrap_or(u32::MAX);
+        let header = header_of(stored, u32::from(*count % 8) + 1, Time(0));
+        let header = BatchHeader { codec: Codec::Lz4, decoded_len, ..header };
+        let mut buffer = Vec::new();
+        let body = decode_body(&header, stored, &mut buffer).to_vec();
+        assert!(body.is_empty() || body.len() == len);
+        assert!(buffer.capacity() <= (stored.len() + 1) * 255, "{} of {}", buffer.capacity(), stored.len());
+        assert!(Records::new(&header, &body).checked().count() <= usize::from(*count % 8) + 2);
+        body
+    };
+    let number = usize::from(u16::from_be_bytes([*high, *low]));
+    unpack(behind, number);
+    let Some(mut stored) = compress(behind, 0) else { return };
+    assert_eq!(unpack(&stored, behind.len()), behind);
+    let at = number % stored.len();
+    stored[at] ^= (number >> 8 | 1) as u8;
+    unpack(&stored, behind.len());
 }

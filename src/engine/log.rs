@@ -381,7 +381,7 @@ impl Log {
     /// at work.
     pub fn is_torn(&mut self) -> Result<Option<bool>> {
         let incomplete = self.reader.handle.incomplete.is_some();
-        let tail = self.reader.handle.judge_tail()?;
+        let tail = self.reader.handle.judge_tail(false)?;
         Ok(tail.map(|tail| tail.torn.is_some() || tail.in_doubt > 0 || incomplete))
     }
 

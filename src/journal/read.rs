@@ -394,19 +394,26 @@ impl ReadHandle {
         Ok((Position::ZERO, Position::ZERO))
     }
 
-    /// Looks behind the durable end if nobody is writing right now; `None` if somebody is.
-    pub(crate) fn judge_tail(&mut self) -> Result<Option<Tail>> {
-        let Some(lock) = Lock::find(&*self.disk)? else { return self.tail().map(Some) };
+    /// Looks behind the durable end if nobody is writing right now; `None` if somebody is. Whoever is not
+    /// `thorough` believes a mark that says that nothing stands there, as writers do.
+    pub(crate) fn judge_tail(&mut self, thorough: bool) -> Result<Option<Tail>> {
+        let Some(lock) = Lock::find(&*self.disk)? else { return self.tail(true).map(Some) };
         if !lock.try_take()? {
             return Ok(None);
         }
-        let tail = self.refresh().and_then(|_| self.tail());
+        let tail = self.refresh().and_then(|_| self.tail(thorough));
         lock.give_back()?;
         tail.map(Some)
     }
 
-    fn tail(&mut self) -> Result<Tail> {
+    fn tail(&mut self, thorough: bool) -> Result<Tail> {
         let mark = self.read_mark()?;
+        if let Some(best) = mark.best.filter(|_| !thorough && mark.is_current() && mark.same(&self.seen))
+            && self.end_damage.is_empty()
+            && self.is_end(&best)?
+        {
+            return Ok(Tail::default());
+        }
         let Some(segment) = self.newest(&mark)?.0 else { return Ok(Tail::default()) };
         let number = segment.number();
         let told = mark.evidence().filter(|m| m.segment <= number).map(|m| m.position);

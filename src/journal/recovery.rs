@@ -77,7 +77,13 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
     let mut last_readable = from;
     let mut unchained = false;
     let mut good = from;
-    while let Some(step) = scanner.step()? {
+    let only_zeros = loop {
+        // Behind what is whole there may be 64 MiB of room, which is not to be gone through for a batch and
+        // once more for what is none.
+        if damage.is_empty() && scanner.only_zeros()? {
+            break true;
+        }
+        let Some(step) = scanner.step()? else { break false };
         let mut unreadable = None;
         let whole = match step {
             Step::Batch { offset, header, body } => {
@@ -115,14 +121,14 @@ pub(crate) fn inspect(segment: Segment, known: Option<Spot>, mark: Option<Positi
                 forget_before(&mut boundaries, evidence);
             }
         }
-    }
+    };
     let at = boundaries.partition_point(|spot| spot.position <= evidence).max(1) - 1;
     let proven = boundaries.get(at).copied().unwrap_or(good);
     let doubt = boundaries.iter().skip(at).map(|spot| spot.offset).filter(|o| *o < good.offset).collect();
     let last_known =
         if evidence > good.position { last_damaged(&segment, last_readable, evidence)? } else { good };
-    let footer_len = footer_len_at(&segment, good.offset)?;
-    let garbage = nonzero(&segment, good.offset + footer_len, len)?;
+    let footer_len = if only_zeros { 0 } else { footer_len_at(&segment, good.offset)? };
+    let garbage = if only_zeros { None } else { nonzero(&segment, good.offset + footer_len, len)? };
     let footer = footer_len != 0;
     Ok(Inspection {
         segment,
@@ -694,6 +700,19 @@ mod tests {
             let garbage = garbage.map(|(first, last)| (end + first.0 as u64, end + last.0 as u64 + 1));
             assert_eq!(found.garbage, garbage, "{marks:?}");
         }
+    }
+
+    /// There may be 64 MiB of them, and whoever opens after a kill waits for it.
+    #[test]
+    fn zeros_behind_the_end_are_read_once() {
+        let made = Made::plain().batch(100);
+        let looks = |pieces: usize| {
+            let (world, _, segment) = made.clone().then(&vec![0; pieces * PIECE_LEN]).on_disk();
+            let before = world.looks();
+            inspect(segment, None, None).unwrap();
+            world.looks() - before
+        };
+        assert_eq!(looks(40) - looks(20), 20);
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub(crate) fn verify(handle: &mut ReadHandle, progress: &mut dyn FnMut(u64)) -> 
         view.forget_files();
     }
     let before = handle.end_damage.len();
-    let tail = handle.judge_tail()?;
+    let tail = handle.judge_tail(true)?;
     // Evidence beyond what stands there: that much was durable once.
     let told = handle.end_damage.iter().skip(before).map(|damage| damage.to).max().unwrap_or_default();
     let disk = std::sync::Arc::clone(handle.disk());

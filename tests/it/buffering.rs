@@ -77,6 +77,27 @@ fn what_nobody_waits_for_becomes_durable_and_is_published() {
     assert_eq!(durabilities(dir.path()).iter().filter(|d| **d == Durability::Buffered).count(), 5);
 }
 
+/// The time that is named is the time it stays in memory, where nothing else takes it along. Only what is too
+/// soon or never comes is told apart: a busy machine is late by as much as it likes.
+#[test]
+fn what_nobody_waits_for_waits_for_as_long_as_was_named() {
+    for named in [Duration::from_millis(50), Duration::from_millis(400)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (engine, stream) = begun(dir.path(), named);
+        let mut log = Log::open(dir.path()).unwrap();
+        for _ in 0..2 {
+            let (before, since_ns) = (log.durable(), System.monotonic_ns());
+            drop(engine.buffer(stream, None, &chunk(b"line\n")).unwrap());
+            while log.durable() == before && patient(since_ns) {
+                log.wait(Duration::from_mins(1)).unwrap();
+            }
+            let waited = Duration::from_nanos(System.monotonic_ns() - since_ns);
+            assert!(waited >= named, "{waited:?} of {named:?}");
+        }
+        engine.close().unwrap();
+    }
+}
+
 /// Whoever only buffers, faster than anything is made durable, keeps nothing from being published.
 #[test]
 fn what_is_buffered_without_a_pause_is_published_meanwhile() {

@@ -1,8 +1,8 @@
 //! Room that is made before it is needed.
 
-use runwal::ErrorKind;
 use runwal::disk::sim::{Choices, Fault, SimWorld};
 use runwal::testing::stage::{Stage, Writer};
+use runwal::{ErrorKind, Log, Verdict};
 use std::collections::BTreeMap;
 
 const SEGMENT: u64 = 8 << 10;
@@ -36,6 +36,46 @@ fn spares(world: &SimWorld) -> usize {
 /// How many segments are ready or begun with.
 fn ready(world: &SimWorld) -> usize {
     lengths(world).values().filter(|len| **len == SEGMENT).count()
+}
+
+/// A journal in whose newest segment so much room is ready, written and synced, and a reader of it.
+fn with_room(room: u64) -> (Stage, Writer, Log) {
+    let mut stage = Stage::new(2 << 10, room);
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a");
+    writer.engine().reserve(room).unwrap();
+    for _ in 0..8 {
+        stage.append(&writer, run, &[700]);
+    }
+    assert_eq!(lengths(&stage.world).values().last(), Some(&room));
+    let log = stage.open_log(1).unwrap();
+    (stage, writer, log)
+}
+
+/// Whoever has read to the end asks whether anything stands behind it. A mark that counts says so for all of the
+/// room that is ready; what somebody put there who is no writer is for those to find who verify.
+#[test]
+fn room_that_is_ready_is_not_looked_through_by_whoever_reads() {
+    let looks = |room: u64| {
+        let (stage, _writer, mut log) = with_room(room);
+        let before = stage.world.looks();
+        assert_eq!(log.is_torn().unwrap(), Some(false));
+        stage.world.looks() - before
+    };
+    assert_eq!(looks(64 << 10), looks(8 << 20));
+    let (mut stage, writer, mut log) = with_room(1 << 20);
+    stage.close(writer);
+    let last = lengths(&stage.world).into_keys().rfind(|name| name.ends_with(".seg")).unwrap();
+    let mut bytes = stage.world.read_file(&last).unwrap();
+    let (used, far) = (bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1, bytes.len() - 9);
+    bytes[far] = b'x';
+    stage.world.write_file(&last, &bytes).unwrap();
+    assert_eq!(log.is_torn().unwrap(), Some(false));
+    assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Torn);
+    // One that stands where the next batch would is in the way of whoever goes on.
+    bytes[used + 8] = b'x';
+    stage.world.write_file(&last, &bytes).unwrap();
+    assert_eq!(log.is_torn().unwrap(), Some(true));
 }
 
 #[test]

@@ -37,8 +37,9 @@
 //!   small and a large journal), over the events. `allocated` in the CSV is what the disk was asked for.
 //! * `w4`, `w5`, `w7`: that journal opened for writing, read from one end to the other, and single events read
 //!   at random places, each time with the page cache warm, by a process that knows nothing of it yet.
-//! * `w4-kill`: the same opening after a process made 256 appends to a new stream and killed itself. That all
-//!   of them are there is looked at when it was timed.
+//! * `w4-kill`: the same opening after a process made 256 appends to a new stream and killed itself while another
+//!   thread went on appending. That all of them are there is looked at when it was timed. `runwal-reserved` has
+//!   room behind its end, which has to be looked through.
 //! * `flat`: what opening, one append and 2,000 appends take, and the peak of the memory, by size of the journal.
 //!   The journals of one size are there at the same time.
 //!
@@ -121,6 +122,9 @@ struct Args {
     /// Sizes of the journals of `flat`, in MB.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1000, 10_000])]
     sizes: Vec<u64>,
+    /// Another build of this program: its runwal is measured in the same turns, as `runwal-other`.
+    #[arg(long, value_name = "PROGRAM")]
+    other: Option<PathBuf>,
     /// Where all figures are written.
     #[arg(long)]
     csv: Option<PathBuf>,
@@ -144,7 +148,11 @@ struct Args {
 
 impl Args {
     fn engines(&self) -> Vec<Kind> {
-        if self.engine.is_empty() { Kind::value_variants().to_vec() } else { self.engine.clone() }
+        let mut kinds =
+            if self.engine.is_empty() { Kind::value_variants().to_vec() } else { self.engine.clone() };
+        kinds.retain(|kind| *kind != Kind::RunwalOther);
+        kinds.extend(self.other.as_ref().map(|_| Kind::RunwalOther));
+        kinds
     }
 
     fn workloads(&self) -> Vec<Workload> {
@@ -174,6 +182,7 @@ fn run(args: &Args) -> Result<bool> {
     }
     let results = rounds::measure(args)?;
     print!("{}", table::markdown(&results.samples));
+    print!("{}", table::other_markdown(&results.samples));
     print!("{}", table::flat_markdown(&results.samples));
     if let Some(file) = &args.csv {
         table::write_csv(&results.samples, file)?;

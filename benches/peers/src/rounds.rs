@@ -67,6 +67,8 @@ pub(crate) fn fresh_dir() -> Result<TempDir> {
 /// The command line of one measurement.
 pub(crate) fn cell_args(args: &Args, cell: Cell, workload: Workload, kind: Kind, dir: &Path) -> Vec<String> {
     use clap::ValueEnum;
+    // The other program may know nothing of others.
+    let kind = if kind == Kind::RunwalOther { Kind::Runwal } else { kind };
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map(|value| value.get_name().to_owned()).unwrap_or_default()
     };
@@ -86,6 +88,14 @@ pub(crate) fn cell_args(args: &Args, cell: Cell, workload: Workload, kind: Kind,
     line
 }
 
+/// What is run for an engine.
+fn program(args: &Args, kind: Kind) -> Result<PathBuf> {
+    match (kind, &args.other) {
+        (Kind::RunwalOther, Some(other)) => Ok(other.clone()),
+        _ => Ok(std::env::current_exe()?),
+    }
+}
+
 /// Has the page cache ready for as much as a measurement writes. A virtual machine may have given the memory that
 /// it did not use back to its host, and each page of it takes ten times as long then: that would be charged to
 /// whoever writes new files, and not to whoever wrote them before.
@@ -102,7 +112,7 @@ fn run(args: &Args, cell: Cell, workload: Workload, kind: Kind, dir: &Path) -> R
         Cell::Append | Cell::Open | Cell::Scan | Cell::Read | Cell::Kill | Cell::Flat => {}
     }
     let line = cell_args(args, cell, workload, kind, dir);
-    let output = Command::new(std::env::current_exe()?).args(line).stderr(Stdio::inherit()).output()?;
+    let output = Command::new(program(args, kind)?).args(line).stderr(Stdio::inherit()).output()?;
     let killed = output.status.signal() == Some(9);
     let as_wanted = if cell == Cell::Kill { killed } else { output.status.success() };
     if !as_wanted {
@@ -184,7 +194,7 @@ fn measure_appends(args: &Args, workload: Workload, results: &mut Results) -> Re
 /// Starts a process that appends in turns.
 fn begin(args: &Args, workload: Workload, kind: Kind, dir: &Path) -> Result<Turner> {
     eprintln!("{} {}", workload.word(), kind.word());
-    let child = Command::new(std::env::current_exe()?)
+    let child = Command::new(program(args, kind)?)
         .args(cell_args(args, Cell::Append, workload, kind, dir))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -62,13 +62,17 @@ pub(crate) fn values(
 
 /// How an engine stands to the limit in each round that both have a figure of. More is better.
 pub(crate) fn ratios(samples: &[Sample], workload: Workload, kind: Kind) -> Vec<f64> {
+    ratios_to(samples, workload, kind, Kind::Limit)
+}
+
+fn ratios_to(samples: &[Sample], workload: Workload, kind: Kind, base: Kind) -> Vec<f64> {
     let figures =
         |of: Kind| samples.iter().filter(move |s| s.workload == workload && s.kind == of && s.name == FIGURE);
     figures(kind)
         .filter_map(|its| {
-            let limit = figures(Kind::Limit).find(|limit| limit.round == its.round)?.value;
+            let base = figures(base).find(|base| base.round == its.round)?.value;
             let less_is_better = workload.unit() != Unit::PerSecond;
-            Some(if less_is_better { limit / its.value } else { its.value / limit })
+            Some(if less_is_better { base / its.value } else { its.value / base })
         })
         .collect()
 }
@@ -120,23 +124,49 @@ fn cell(samples: &[Sample], workload: Workload, kind: Kind) -> Option<String> {
     })
 }
 
-/// The table of what must not grow with the journal.
-pub(crate) fn flat_markdown(samples: &[Sample]) -> String {
+/// The table of two builds beside each other.
+pub(crate) fn other_markdown(samples: &[Sample]) -> String {
+    let mut text = String::new();
+    for workload in rows_and_columns(samples).0 {
+        let ratios = ratios_to(samples, workload, Kind::RunwalOther, Kind::Runwal);
+        if let Some(Spread { least, median, most }) = Spread::of(ratios) {
+            let _ = writeln!(text, "| {} | {median:.2} ({least:.2}–{most:.2}) |", workload.word());
+        }
+    }
+    if text.is_empty() { text } else { format!("\n| | runwal-other to runwal |\n|---|---:|\n{text}") }
+}
+
+/// What must not grow with the journal: by its name, what it is, and its unit.
+pub(crate) const FIGURES_OF_FLAT: [(&str, &str, &str); 3] = [
+    ("open_and_append_ms", "open and first append", "ms"),
+    ("append_us", "append", "µs"),
+    ("peak_mib", "peak memory", "MiB"),
+];
+
+/// The journals of several sizes that there are figures of, by engine.
+pub(crate) fn journals(samples: &[Sample]) -> Vec<(Kind, u64)> {
     let mut journals: Vec<_> =
         samples.iter().filter_map(|sample| Some((sample.kind, sample.size_mb?))).collect();
     journals.sort_unstable();
     journals.dedup();
+    journals
+}
+
+/// The table of what must not grow with the journal.
+pub(crate) fn flat_markdown(samples: &[Sample]) -> String {
+    let journals = journals(samples);
     if journals.is_empty() {
         return String::new();
     }
-    let mut text = String::from(
-        "| engine | journal | open | open and first append | append | peak memory |\n|---|---:|---:|---:|---:|---:|\n",
-    );
+    let mut text = String::from("| engine | journal | open |");
+    for (_, title, _) in FIGURES_OF_FLAT {
+        let _ = write!(text, " {title} |");
+    }
+    let _ = writeln!(text, "\n|---|---:|---:|{}", "---:|".repeat(FIGURES_OF_FLAT.len()));
     for (kind, size) in journals {
         let _ = write!(text, "| {} | {} MB |", kind.word(), thousands(size as f64));
-        for (name, unit) in
-            [(FIGURE, "ms"), ("open_and_append_ms", "ms"), ("append_us", "µs"), ("peak_mib", "MiB")]
-        {
+        let figures = FIGURES_OF_FLAT.map(|(name, _, unit)| (name, unit));
+        for (name, unit) in [(FIGURE, "ms")].into_iter().chain(figures) {
             let cell = Spread::of(values(samples, Workload::Flat, Some(size), kind, name))
                 .map_or_else(|| "–".to_owned(), |s| format!("{:.2} {unit}", s.median));
             let _ = write!(text, " {cell} |");
@@ -147,7 +177,7 @@ pub(crate) fn flat_markdown(samples: &[Sample]) -> String {
 }
 
 /// A whole number with its thousands apart.
-fn thousands(value: f64) -> String {
+pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (nth, digit) in digits.chars().enumerate() {
@@ -208,6 +238,11 @@ pub(crate) mod tests {
         ];
         assert_eq!(ratios(&samples, Workload::W1, Kind::Runwal), [0.9, 0.75]);
         assert_eq!(ratios(&samples, Workload::W4, Kind::Runwal), [0.25]);
+        assert_eq!(other_markdown(&samples), "");
+        let other = [(0, 45.0), (1, 60.0), (2, 1.5)];
+        let other = other.map(|(round, value)| sample(round, Workload::W1, Kind::RunwalOther, value));
+        let table = other_markdown(&[samples.to_vec(), other.to_vec()].concat());
+        assert!(table.ends_with("---:|\n| w1 | 1.50 (0.50–2.00) |\n"), "{table}");
     }
 
     #[test]

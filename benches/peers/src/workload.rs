@@ -131,12 +131,12 @@ impl Workload {
     /// Whether an engine has a part in it.
     pub(crate) fn suits(self, kind: Kind) -> bool {
         if kind == Kind::RunwalReserved {
-            return self.load().is_some() || self == Self::W3;
+            return self.load().is_some() || matches!(self, Self::W3 | Self::W4Kill);
         }
         match self {
             Self::W2 | Self::W2Eight | Self::W2Large | Self::W8 => true,
             // The limit's figure is that of 64 threads.
-            Self::W2Async | Self::W2Tickets => matches!(kind, Kind::Limit | Kind::Runwal),
+            Self::W2Async | Self::W2Tickets => kind == Kind::Limit || kind.is_runwal(),
             Self::W7 => kind != Kind::Okaywal && !kind.is_grouped(),
             _ => !kind.is_grouped(),
         }

@@ -84,6 +84,8 @@ pub(crate) enum Kind {
     RaftEngine,
     /// okaywal, which groups by itself.
     Okaywal,
+    /// This crate as another build of this program has it.
+    RunwalOther,
 }
 
 impl Kind {
@@ -101,6 +103,7 @@ impl Kind {
             Self::FjallGrouped => "fjall-grouped",
             Self::RaftEngine => "raft-engine",
             Self::Okaywal => "okaywal",
+            Self::RunwalOther => "runwal-other",
         }
     }
 
@@ -111,14 +114,14 @@ impl Kind {
 
     /// Whether this is the crate that the others are compared with.
     pub(crate) fn is_runwal(self) -> bool {
-        matches!(self, Self::Runwal | Self::RunwalReserved)
+        matches!(self, Self::Runwal | Self::RunwalReserved | Self::RunwalOther)
     }
 
     /// Opens the journal in a directory that exists, making it if need be.
     pub(crate) fn open(self, dir: &Path, setup: &Setup) -> Result<Box<dyn Engine>> {
         Ok(match self {
             Self::Limit => Box::new(limit::Limit::open(dir, setup)?),
-            Self::Runwal => Box::new(runwal::Runwal::open(dir)?),
+            Self::Runwal | Self::RunwalOther => Box::new(runwal::Runwal::open(dir)?),
             Self::RunwalReserved => Box::new(runwal::Runwal::open_reserved(dir, setup)?),
             Self::Sqlite | Self::SqliteGrouped => Box::new(sqlite::Sqlite::open(dir, self.is_grouped())?),
             Self::Redb | Self::RedbGrouped => Box::new(redb::Redb::open(dir, self.is_grouped())?),
