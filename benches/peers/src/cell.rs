@@ -6,10 +6,10 @@ use crate::event::{Content, Events, Layout, Random, sequence_of};
 use crate::workload::{EVENT_LEN, Workload};
 use crate::{Args, Result};
 use rustix::process::{Signal, getpid, kill_process};
-use std::error::Error;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How many single appends a process makes before it is killed.
@@ -86,13 +86,22 @@ pub(crate) fn run(cell: Cell, args: &Args) -> Result<()> {
         Cell::Kill => {
             let mut engine = kind.open(dir, &setup)?;
             let stream = layout.streams;
-            engine.begin(stream..stream + 2)?;
-            let (engine, mut others) = (&*engine, Events::new(content, EVENT_LEN, 2));
+            engine.begin(stream..stream + 1)?;
+            let mut writer = engine.writer()?;
+            let acknowledged = AtomicU64::new(0);
             std::thread::scope(|scope| {
-                // It is killed in the middle of a commit, most often.
-                scope.spawn(|| append_to(engine, stream + 1, 1..=SPARE_EVENTS / 2, &mut others));
-                append_to(engine, stream, 1..=BEFORE_KILL, &mut events)?;
-                Ok::<_, Box<dyn Error + Send + Sync>>(kill_process(getpid(), Signal::KILL)?)
+                // Whenever it happens to be, which is in the middle of a commit most often.
+                scope.spawn(|| {
+                    while acknowledged.load(Ordering::SeqCst) < BEFORE_KILL {
+                        std::thread::yield_now();
+                    }
+                    kill_process(getpid(), Signal::KILL)
+                });
+                (1..=SPARE_EVENTS).try_for_each(|seq| {
+                    writer.append(stream, seq, events.make(seq))?;
+                    acknowledged.store(seq, Ordering::SeqCst);
+                    Result::Ok(())
+                })
             })?;
         }
         Cell::Flat => {

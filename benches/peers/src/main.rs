@@ -37,8 +37,8 @@
 //!   small and a large journal), over the events. `allocated` in the CSV is what the disk was asked for.
 //! * `w4`, `w5`, `w7`: that journal opened for writing, read from one end to the other, and single events read
 //!   at random places, each time with the page cache warm, by a process that knows nothing of it yet.
-//! * `w4-kill`: the same opening after a process made 256 appends to a new stream and killed itself while another
-//!   thread went on appending. That all of them are there is looked at when it was timed. `runwal-reserved` has
+//! * `w4-kill`: the same opening after a process made 256 appends to a new stream and is killed while it goes
+//!   on. That all of them are there is looked at when it was timed. `runwal-reserved` has
 //!   room behind its end, which has to be looked through.
 //! * `flat`: what opening, one append and 2,000 appends take, and the peak of the memory, by size of the journal.
 //!   The journals of one size are there at the same time.
