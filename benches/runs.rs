@@ -175,8 +175,8 @@ fn bytes_read() -> u64 {
     io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }
 
-/// What the tool reads for the output of one run, where 1,000 wrote their 1 MiB in turns.
-fn one_out_of_many() {
+/// What the tool reads for the output of one run, where so many at once wrote their 1 MiB in turns.
+fn one_out_of_many(at_once: usize) {
     const RUNS: usize = 1000;
     const TURNS: usize = 8;
     let base = std::env::var_os("RUNWAL_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
@@ -185,15 +185,19 @@ fn one_out_of_many() {
     let (engine, _) = Engine::open(&data, Options { publish: false, ..Options::default() }).unwrap();
     let mut piece = vec![0; 64 << 10];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut piece).unwrap();
-    let mut runs: Vec<_> = (0..RUNS).map(|run| Recorder::prepare(&engine, request(run)).unwrap()).collect();
-    for _ in 0..TURNS {
-        for run in &mut runs {
-            let chunk = || Body::Chunk(Channel::Stdout, piece.clone()).into();
-            run.append(vec![chunk(), chunk()]).unwrap();
+    for first in (0..RUNS).step_by(at_once) {
+        let some =
+            (first..RUNS.min(first + at_once)).map(|run| Recorder::prepare(&engine, request(run)).unwrap());
+        let mut some: Vec<_> = some.collect();
+        for _ in 0..TURNS {
+            for run in &mut some {
+                let chunk = || Body::Chunk(Channel::Stdout, piece.clone()).into();
+                run.append(vec![chunk(), chunk()]).unwrap();
+            }
         }
-    }
-    for mut run in runs {
-        run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+        for mut run in some {
+            run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+        }
     }
     engine.close().unwrap();
     let len = (TURNS * 2 * piece.len()) as f64;
@@ -206,7 +210,8 @@ fn one_out_of_many() {
         (bytes_read() - before) as f64 / len
     };
     println!(
-        "R7  one run of {:.0} MiB out of {RUNS}: {:.2} times its bytes are read by its task and id, {:.2} by its id",
+        "R7  one run of {:.0} MiB out of {RUNS}, {at_once} at once: {:.2} times its bytes are read by its task and \
+         id, {:.2} by its id",
         len / f64::from(1 << 20),
         read(&format!("bench/r-{}", RUNS / 2)),
         read(&format!("r-{}", RUNS / 2)),
@@ -226,5 +231,5 @@ fn main() {
         measure("steps", steps, false).await;
     });
     follower_delay();
-    one_out_of_many();
+    [1, 64, 1000].map(one_out_of_many);
 }

@@ -8,9 +8,7 @@ use super::segment::{self, Damage, FOLDER, Scanner, Segment, Step, Unopened};
 use super::view::{BatchPlace, View, bound_of, known_journal, scanner_in};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{
-    BATCH_HEADER_LEN, BatchHeader, Codec, Digest, Flaw, Mark, Records, WireRecord, decode_body,
-};
+use crate::format::{BATCH_HEADER_LEN, BatchHeader, Digest, Flaw, Mark, Records, WireRecord};
 use crate::position::{Position, Seq, StreamId, Time};
 use std::sync::Arc;
 
@@ -459,25 +457,10 @@ impl ReadHandle {
 
     /// Reads one batch at a place the index named.
     pub(crate) fn batch(&mut self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
-        let Some(view) = &mut self.view else {
-            return Unopened::Missing.into_damage(place.segment).map(Err);
-        };
-        let segment = match view.reopen(place.segment) {
-            Ok(segment) => segment,
-            Err(unopened) => return unopened.into_damage(place.segment).map(Err),
-        };
-        let mut body = Vec::new();
-        let header = match segment.read_batch(place.offset, &mut body)? {
-            Ok(header) => header,
-            Err(damage) => return Ok(Err(damage)),
-        };
-        if header.codec != Codec::None {
-            let mut decoded = Vec::new();
-            let len = decode_body(&header, &body, &mut decoded).len();
-            decoded.truncate(len);
-            body = decoded;
+        match &mut self.view {
+            Some(view) => view.batch(place),
+            None => Unopened::Missing.into_damage(place.segment).map(Err),
         }
-        Ok(Ok((header, body)))
     }
 }
 

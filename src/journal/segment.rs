@@ -187,13 +187,20 @@ impl Segment {
         Ok(self.file.stat()?.len.min(MAX_SEGMENT_LEN))
     }
 
+    fn unsupported(&self, what: &'static str, offset: u64, position: Option<Position>) -> Error {
+        Error::new(ErrorKind::Unsupported, what).at(Place { segment: self.number(), offset, position })
+    }
+
     /// Reads the batch at `offset`: its header, and its body as stored into `body`. What does not match its
-    /// checksum is damage.
+    /// checksum is damage, and what this version does not know an error.
     pub(crate) fn read_batch(&self, offset: u64, body: &mut Vec<u8>) -> Result<Result<BatchHeader, Damage>> {
         let mut head = [0; BATCH_HEADER_LEN];
         let read = self.file.read_at(&mut head, offset)?;
         let header = match BatchHeader::decode(&head[..read], &self.header.site(), offset) {
             Ok(header) => header,
+            Err(Flaw::Unsupported(what)) => {
+                return Err(self.unsupported(what, offset, None));
+            }
             Err(flaw) => return Ok(Err(Damage::new(self.number(), offset, flaw.describe()))),
         };
         body.resize(header.body_len as usize, 0);
@@ -350,8 +357,7 @@ impl Scanner {
     }
 
     fn unsupported(&self, what: &'static str, offset: u64) -> Error {
-        let place = Place { segment: self.segment.number(), offset, position: self.spot.position.next() };
-        Error::new(ErrorKind::Unsupported, what).at(place)
+        self.segment.unsupported(what, offset, self.spot.position.next())
     }
 
     /// Moves the bound on, as the durable end does.

@@ -7,7 +7,9 @@ use super::names;
 use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened};
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
-use crate::format::{BatchHeader, Footer, Mark, OpenStream, Records, SegmentHeader, StreamEntry, name_hash};
+use crate::format::{
+    BatchHeader, Codec, Footer, Mark, OpenStream, Records, SegmentHeader, StreamEntry, decode_body, name_hash,
+};
 use crate::position::{Position, Seq, StreamId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -517,11 +519,12 @@ impl View {
 
     /// The name a stream was opened with; `None` also where it cannot be read any more.
     pub(crate) fn name_of(&mut self, id: StreamId) -> Result<Option<Vec<u8>>> {
-        let mut place = self.near(Position(id.0))?;
-        if let Some(first) = self.first_batch_of(id, place.segment)? {
-            place.offset = first;
-        }
-        let Some((header, body)) = self.batch_from(place, Position(id.0))? else { return Ok(None) };
+        let place = self.near(Position(id.0))?;
+        let found = match self.first_batch_of(id, place.segment)? {
+            Some(offset) => self.batch(BatchPlace { offset, ..place })?.ok(),
+            None => self.batch_from(place, Position(id.0))?,
+        };
+        let Some((header, body)) = found else { return Ok(None) };
         let mut records = Records::new(&header, &body).flatten();
         let first = records.find(|record| record.position.0 == id.0);
         Ok(first.and_then(|record| record.opens.map(<[u8]>::to_vec)))
@@ -533,6 +536,26 @@ impl View {
             let entry = index.streams.get(&id).filter(|entry| entry.first_seq == Seq(1));
             entry.and_then(|entry| entry.batches.first()).map(|(offset, _)| u64::from(*offset))
         })
+    }
+
+    /// Reads one batch at a place the index named, and nothing around it.
+    pub(crate) fn batch(&mut self, place: BatchPlace) -> Result<Result<(BatchHeader, Vec<u8>), Damage>> {
+        let segment = match self.reopen(place.segment) {
+            Ok(segment) => segment,
+            Err(unopened) => return unopened.into_damage(place.segment).map(Err),
+        };
+        let mut body = Vec::new();
+        let header = match segment.read_batch(place.offset, &mut body)? {
+            Ok(header) => header,
+            Err(damage) => return Ok(Err(damage)),
+        };
+        if header.codec != Codec::None {
+            let mut decoded = Vec::new();
+            let len = decode_body(&header, &body, &mut decoded).len();
+            decoded.truncate(len);
+            body = decoded;
+        }
+        Ok(Ok((header, body)))
     }
 
     /// The batch that holds a position; `None` where it cannot be read any more.

@@ -2,6 +2,7 @@
 //! of a whole journal and of a damaged one.
 
 use runwal::engine::{BatchEntry, Log};
+use runwal::format::{BATCH_HEADER_LEN, BatchHeader, HeaderBlock, SEGMENT_DATA_START};
 use runwal::position::{Position, Seq, StreamId};
 use runwal::record::Record;
 use runwal::testing::stage::{Stage, Writer, read_all};
@@ -146,4 +147,43 @@ fn a_wrong_byte_is_never_shown() {
         }
     }
     assert!(refused > 100, "{refused}");
+}
+
+/// What a newer version wrote is not damaged: by itself it is refused as it is in order, whether or not something
+/// is known of the batch.
+#[test]
+fn what_is_of_a_newer_version_is_no_damage() {
+    let (mut stage, writer) = journal();
+    stage.close(writer);
+    let mut learnt = stage.open_log(1).unwrap();
+    let (records, _) = read_all(&mut learnt).unwrap();
+    let name = "journal/0000000002.seg";
+    let mut bytes = stage.world.read_file(name).unwrap();
+    let site = HeaderBlock::decode(&bytes).unwrap().header.site();
+    let mut at = SEGMENT_DATA_START as usize;
+    let mut batch = BatchHeader::decode(&bytes[at..], &site, at as u64).unwrap();
+    for _ in 0..3 {
+        at += batch.frame_len() as usize;
+        batch = BatchHeader::decode(&bytes[at..], &site, at as u64).unwrap();
+    }
+    // A codec that there is not yet.
+    bytes[at + 4] = 9;
+    let (header, sum) = bytes[at..at + BATCH_HEADER_LEN].split_at_mut(BATCH_HEADER_LEN - 4);
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&site.journal);
+    [site.segment, site.salt, at as u64].iter().for_each(|number| crc.update(&number.to_le_bytes()));
+    crc.update(header);
+    sum.copy_from_slice(&crc.finalize().to_le_bytes());
+    stage.world.write_file(name, &bytes).unwrap();
+    let mut log = stage.open_log(1).unwrap();
+    assert_eq!(read_all(&mut log).unwrap_err().kind(), ErrorKind::Unsupported);
+    let within = |record: &&Record| (batch.first_position..=batch.last_position()).contains(&record.position);
+    assert!(records.iter().filter(within).count() > 0);
+    for record in records.iter().filter(within) {
+        for log in [&mut log, &mut learnt] {
+            let refused = log.record(record.stream, record.seq).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+            assert_eq!(refused.place().map(|place| (place.segment, place.offset)), Some((2, at as u64)));
+        }
+    }
 }
