@@ -28,6 +28,7 @@ pub mod durability {
 #[doc = include_str!("peers.svg")]
 ///
 #[doc = include_str!("speed.md")]
+#[doc = include_str!("flat.svg")]
 pub mod speed {}
 
 /// What recording a process means: terminals, signals, the end, the worker's own word, the git diff.

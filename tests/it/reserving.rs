@@ -72,6 +72,20 @@ fn room_that_is_ready_is_not_looked_through_by_whoever_reads() {
     stage.world.write_file(&last, &bytes).unwrap();
     assert_eq!(log.is_torn().unwrap(), Some(false));
     assert_eq!(log.verify(&mut |_| {}).unwrap().verdict, Verdict::Torn);
+    // A mark that does not count says nothing: of a machine that was started anew, of a copy, and where somebody
+    // died who had begun to write.
+    let torn = |mut stage: Stage| stage.open_log(1).unwrap().is_torn().unwrap();
+    let mut started = stage.fork();
+    started.restart(true);
+    assert_eq!(torn(started), Some(true));
+    assert_eq!(torn(stage.on(stage.world.copy_to_new_inodes())), Some(true));
+    let mut killed = stage.fork();
+    let writer = killed.open(1).unwrap();
+    // The one write before that of the batch is that of the busy word.
+    killed.world.fail_at(killed.world.operations() + 2, Fault::Kill);
+    killed.begin(&writer, "b");
+    assert!(!writer.disk.is_alive());
+    assert_eq!(torn(killed), Some(true));
     // One that stands where the next batch would is in the way of whoever goes on.
     bytes[used + 8] = b'x';
     stage.world.write_file(&last, &bytes).unwrap();
