@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 const DIR_MODE: Mode = Mode::from_raw_mode(0o700);
@@ -432,8 +432,12 @@ fn sync_parent(path: &Path) -> Result<()> {
         .map_err(|e| Error::io(format!("syncing {}", parent.display()), e.into()))
 }
 
-/// The id the kernel gave this boot; zeros where it does not say.
+/// The id the kernel gave this boot; zeros where it does not say. No process outlives it: it is asked for once.
 pub(crate) fn boot_id() -> Result<[u8; 16]> {
+    static KNOWN: OnceLock<[u8; 16]> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
     let name = "/proc/sys/kernel/random/boot_id";
     let mut text = [0_u8; 36];
     let read = retry(|| fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()))
@@ -444,7 +448,7 @@ pub(crate) fn boot_id() -> Result<[u8; 16]> {
     for (i, digit) in digits.take(32).enumerate() {
         id[i / 2] = (id[i / 2] << 4) | u8::try_from(digit).unwrap_or(0);
     }
-    Ok(id)
+    Ok(*KNOWN.get_or_init(|| id))
 }
 
 /// Goes on with what a short write leaves. One that writes nothing is an error, as it would for ever.

@@ -8,6 +8,7 @@ mod beside;
 mod ending;
 mod flusher;
 mod log;
+mod noted;
 mod publisher;
 mod rebuild;
 mod repair;

@@ -3,9 +3,10 @@
 
 use super::ending::{Ending, EndingData, ending_records};
 use super::log::decode;
+use super::noted::Noted;
 use super::rebuild::{REPAIRED_AT_ONCE, rebuild_unless_live, repair_runs};
 use super::{Engine, Log, MissedTicks, NewRecord, Options, RunInfo, tickers};
-use crate::disk::{Disk, Open, read_whole};
+use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
 use crate::journal::live::Dead;
 use crate::journal::{OpenReport, Verdict};
@@ -18,10 +19,12 @@ use crate::record::{
     Body, JsonText, Level, Lifecycle, Record, RunName, Status, TICKS_STREAM, event, terminal,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-const PROJECTED: &str = "cache/projected";
 const OUTCOMES: &str = "cache/outcome-";
+/// Of how many streams the files must have been found right for that to be noted: the next who opens looks at no
+/// more than so many again.
+const NOTED_FROM: usize = 32;
 
 /// A run that was found without an end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -262,15 +265,17 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Checks the files of every run with records behind `cache/projected`, and repairs them. What
+/// Checks the files of every run with records behind what is [noted](Noted), and repairs them. What
 /// cannot be repaired is reported and stops nothing: the journal has every record.
 fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
     let disk = std::sync::Arc::clone(&engine.world().disk);
-    let noted = read_projected(&*disk, &log.journal_id());
-    // A note of records that this journal does not have is of files that may be ahead of it.
-    let before = if noted > log.durable() { Position::ZERO } else { noted };
-    let mut reached = log.reader.sealed_upto();
-    let mut broken = Vec::new();
+    let (journal, durable) = (log.journal_id(), log.durable());
+    let noted = Noted::read(&*disk, &journal, durable);
+    let mut streams: BTreeMap<_, _> = log.reader.streams_after(noted.published)?.into_iter().collect();
+    for stream in &noted.but {
+        streams.extend(log.reader.stream_end(*stream)?.map(|(_, last)| (*stream, last)));
+    }
+    let (mut broken, mut but) = (Vec::new(), BTreeSet::new());
     let mut tell = |stream: StreamId, repaired: Result<Repaired>| {
         let error = match repaired {
             Ok(Repaired::Rewritten(files)) => {
@@ -286,9 +291,10 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
             Err(error) => Some(error),
         };
         report.problems.extend(error.map(|error| format!("repairing files: {error}")));
-        reached = reached.min(Position(stream.0.max(before.0 + 1) - 1));
+        but.insert(stream);
     };
-    for (stream, last) in log.reader.streams_after(before)? {
+    for (stream, last) in &streams {
+        let (stream, last) = (*stream, *last);
         if !options.publish_ticks && log.ticks()? == Some(stream) {
             tell(stream, Ok(Repaired::Live));
             continue;
@@ -306,9 +312,14 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
             rebuilt.map(|rebuilt| rebuilt.map_or(Repaired::Live, |it| Repaired::of(&it, Some(&run.name))));
         tell(run.stream, repaired);
     });
-    if reached > before {
-        let kept = disk.sync_all().and_then(|()| write_projected(&*disk, &log.journal_id(), reached));
-        if let Err(error) = kept {
+    let done = streams.len() - but.len();
+    let sealed = log.reader.sealed_upto();
+    let synced = Noted::before(&but, noted.synced).map_or(sealed, |before| before.min(sealed));
+    let synced = synced.max(noted.synced);
+    if synced > noted.synced || done >= NOTED_FROM || noted.wrong {
+        let bring = || if synced > noted.synced { disk.sync_all() } else { Ok(()) };
+        let now = Noted { synced, published: durable, but, wrong: false };
+        if let Err(error) = bring().and_then(|()| now.write(&*disk, &journal)) {
             report.problems.push(format!("noting what is projected: {error}"));
         }
     }
@@ -358,27 +369,4 @@ fn is_recorded(log: &mut Log, stream: StreamId) -> Result<bool> {
     let recorder = log.recorder_of(stream)?;
     let disk = &**log.reader.handle.disk();
     Ok(recorder.is_some_and(|id| crate::journal::live::seems_alive(disk, &id)))
-}
-
-/// The position up to which all files are known to be published and synced.
-fn read_projected(disk: &dyn Disk, journal: &[u8; 16]) -> Position {
-    let parse = || {
-        let bytes = read_whole(disk, PROJECTED, 256).ok()?;
-        let text = String::from_utf8(bytes).ok()?;
-        let (id, position) = text.trim().split_once(' ')?;
-        (id == hex(journal)).then_some(Position(position.parse().ok()?))
-    };
-    parse().unwrap_or_default()
-}
-
-fn write_projected(disk: &dyn Disk, journal: &[u8; 16], position: Position) -> Result<()> {
-    disk.create_dir("cache")?;
-    let temporary = format!("{PROJECTED}.tmp");
-    if disk.stat(&temporary)?.is_some() {
-        disk.remove(&temporary)?;
-    }
-    let text = format!("{} {position}\n", hex(journal));
-    disk.open(&temporary, Open::CreateNew)?.write_at(text.as_bytes(), 0)?;
-    disk.rename(&temporary, PROJECTED, true)?;
-    Ok(())
 }

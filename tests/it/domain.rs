@@ -2219,7 +2219,7 @@ fn a_run_is_ended_only_as_it_was_seen() {
     engine.close().unwrap();
 }
 
-/// Behind what `cache/projected` says, files are looked at; up to there only by a rebuild.
+/// Behind what `cache/projected` says, files are looked at; up to there only by a rebuild, or in another session.
 #[test]
 fn opening_looks_only_at_runs_behind_what_is_noted_as_projected() {
     let place = Place::new();
@@ -2234,19 +2234,22 @@ fn opening_looks_only_at_runs_behind_what_is_noted_as_projected() {
     }
     engine.close().unwrap();
     small().0.close().unwrap();
-    let noted = fs::read_to_string(place.data().join("cache/projected")).unwrap();
-    let position: u64 = noted.trim().rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(position > 20, "{noted}");
+    let noted: Value =
+        serde_json::from_slice(&fs::read(place.data().join("cache/projected")).unwrap()).unwrap();
+    assert!(noted["position"].as_u64() > Some(20), "{noted}");
+    let (engine, _) = small();
+    prepare(&engine, "r20").finish(done()).unwrap();
+    engine.close().unwrap();
     let state = |n: u32| place.data().join(format!("runs/t/r{n}/state.json"));
     let whole = fs::read(state(0)).unwrap();
-    for n in [0, 19] {
+    for n in [0, 20] {
         fs::write(state(n), "edited").unwrap();
     }
     let (engine, report) = small();
     engine.close().unwrap();
     assert_eq!(report.rewritten_files, 1, "that of the last run");
     assert_eq!(
-        (fs::read(state(0)).unwrap(), fs::read(state(19)).unwrap().len()),
+        (fs::read(state(0)).unwrap(), fs::read(state(20)).unwrap().len()),
         (b"edited".to_vec(), whole.len() + 1)
     );
     place.ends(0, &["rebuild"]);

@@ -27,6 +27,7 @@ mod git;
 mod hostile;
 #[cfg(all(feature = "metrics", feature = "tracing-layer"))]
 mod many;
+mod noted;
 mod observe;
 mod opening;
 mod reading;
