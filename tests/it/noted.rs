@@ -91,7 +91,7 @@ fn what_was_noted_of_other_files_is_not_believed_of_a_copy() {
     stage.close(writer);
     files_are_right(&mut stage);
     let mut copy = stage.on(stage.world.copy_to_new_inodes());
-    copy.world.remove_file("runs/a/r1/state.json").unwrap();
+    copy.world.remove_file("runs/a/r1/stdout.log").unwrap();
     files_are_right(&mut copy);
 }
 
