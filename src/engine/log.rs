@@ -84,10 +84,9 @@ impl Log {
         Ok(Self { reader })
     }
 
-    /// The same from what a journal that was just opened for writing knows.
-    pub(super) fn of_opened(engine: &super::Engine) -> Result<Self> {
-        let clock = std::sync::Arc::clone(&engine.world().clock);
-        Ok(Self { reader: Reader { handle: engine.journal().reader()?, clock } })
+    /// The same from what a writer of this process knows.
+    pub(super) fn of_writer(world: &World, journal: &Journal) -> Result<Self> {
+        Ok(Self { reader: Reader { handle: journal.reader()?, clock: std::sync::Arc::clone(&world.clock) } })
     }
 
     /// The last durable position, as of the last refresh.

@@ -272,7 +272,7 @@ fn publish(
 ) -> Result<()> {
     let log = match log {
         Some(log) => log,
-        None => log.insert(Log::open_in(world)?),
+        None => log.insert(Log::of_writer(world, journal)?),
     };
     log.refresh_with(journal)?;
     let mut result = Ok(());

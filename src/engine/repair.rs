@@ -82,14 +82,14 @@ pub(super) fn after_crash(engine: &Engine, options: &Options, opened: &OpenRepor
     };
     let mut log = None;
     if !engine.journal().open_streams()?.is_empty() {
-        let log = log.insert(Log::of_opened(engine)?);
+        let log = log.insert(Log::of_writer(engine.world(), engine.journal())?);
         end_dead_runs(engine, options, log, &mut report)?;
         tickers::settle(engine, log, &mut report)?;
     }
     crate::journal::live::sweep(engine.journal())?;
     sweep_outcomes(engine)?;
     if options.publish {
-        let mut log = log.map_or_else(|| Log::of_opened(engine), Ok)?;
+        let mut log = log.map_or_else(|| Log::of_writer(engine.world(), engine.journal()), Ok)?;
         log.refresh()?;
         repair_files(engine, options, &mut log, &mut report)?;
     }

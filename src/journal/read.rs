@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 /// How often a mark that moves while the end is looked for is followed.
 const MAX_ROUNDS: usize = 8;
-/// How many times what an index takes in memory must have been written before it is copied instead of being made
-/// once more: nobody commits meanwhile.
+/// How many times what an index takes in memory must have been written before it is shared instead of being made
+/// once more: the next commit copies it.
 const COPIED_SHARE: u64 = 8;
 
 /// A record with everything but the meaning of its payload.
@@ -175,7 +175,7 @@ impl ReadHandle {
     }
 
     /// Moves on by what a writer of this process knows, where finding that out again would take much longer than
-    /// copying it.
+    /// copying it does, which the writer's next commit has to.
     pub(super) fn follow_writer(&mut self, known: &View) {
         let Some(view) = &self.view else { return };
         let whole = view.damage.is_empty() && known.damage.is_empty() && self.end_damage.is_empty();

@@ -43,8 +43,8 @@ pub(crate) struct View {
     pub(crate) segment: Segment,
     /// The durable end, up to which the active segment is indexed.
     pub(crate) spot: Spot,
-    /// The active segment's index.
-    pub(crate) index: Footer,
+    /// The active segment's index; shared with readers of this process until somebody adds to it.
+    pub(crate) index: Arc<Footer>,
     /// What was found damaged while indexing it.
     pub(crate) damage: Vec<Damage>,
     /// Sealed segments that were read a moment ago, the last one first.
@@ -87,7 +87,7 @@ impl View {
             disk,
             segment,
             spot,
-            index,
+            index: Arc::new(index),
             damage: Vec::new(),
             recent: Vec::new(),
             sealed: BTreeMap::new(),
@@ -107,7 +107,7 @@ impl View {
             disk: Arc::clone(&self.disk),
             segment: self.segment.clone(),
             spot: self.spot,
-            index: self.index.clone(),
+            index: Arc::clone(&self.index),
             damage: self.damage.clone(),
             recent: self.recent.clone(),
             sealed: self.sealed.clone(),
@@ -186,7 +186,7 @@ impl View {
             return Ok(());
         }
         let mut scanner = Scanner::new(self.segment.clone(), self.spot, bound);
-        let found = index::scan(&mut self.index, &mut scanner)?;
+        let found = index::scan(Arc::make_mut(&mut self.index), &mut scanner)?;
         self.damage.extend(found);
         self.spot = scanner.spot();
         Ok(())
@@ -195,7 +195,7 @@ impl View {
     /// Makes the next segment the active one: what was indexed so far is sealed.
     pub(crate) fn enter(&mut self, next: Segment) {
         let fresh = index::empty(&next.header, self.index.open.clone(), self.index.term);
-        let old = std::mem::replace(&mut self.index, fresh);
+        let old = std::mem::replace(&mut self.index, Arc::new(fresh));
         if let Some(names) = &mut self.names {
             names.extend(old.names.iter().copied());
         }
@@ -217,12 +217,12 @@ impl View {
             let place = index::place_of(&old_segment, Some(&self.segment.header));
             keys.add(number, &old, place.unwrap_or_default());
         }
-        self.keep(number, Arc::new(old));
+        self.keep(number, old);
     }
 
     /// Adds a batch that this process has just made durable.
     pub(crate) fn added(&mut self, offset: u64, header: &BatchHeader, stretches: &[Stretch]) -> Result<()> {
-        index::add_stretches(&mut self.index, offset, header, stretches).map_err(|flaw| {
+        index::add_stretches(Arc::make_mut(&mut self.index), offset, header, stretches).map_err(|flaw| {
             let message = format!("a batch of one's own is not what it was made of: {}", flaw.describe());
             Error::new(ErrorKind::Misuse, message)
         })?;
