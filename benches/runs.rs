@@ -231,5 +231,7 @@ fn main() {
         measure("steps", steps, false).await;
     });
     follower_delay();
-    [1, 64, 1000].map(one_out_of_many);
+    for at_once in [1, 64, 1000] {
+        one_out_of_many(at_once);
+    }
 }

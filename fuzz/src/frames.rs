@@ -217,6 +217,6 @@ fn packed(bytes: &[u8]) {
     let Some(mut stored) = compress(behind, 0) else { return };
     assert_eq!(unpack(&stored, behind.len()), behind);
     let at = number % stored.len();
-    stored[at] ^= (number >> 8 | 1) as u8;
+    stored[at] ^= high | 1;
     unpack(&stored, behind.len());
 }

@@ -160,10 +160,10 @@ fn what_is_of_a_newer_version_is_no_damage() {
     let name = "journal/0000000002.seg";
     let mut bytes = stage.world.read_file(name).unwrap();
     let site = HeaderBlock::decode(&bytes).unwrap().header.site();
-    let mut at = SEGMENT_DATA_START as usize;
+    let mut at = usize::try_from(SEGMENT_DATA_START).unwrap();
     let mut batch = BatchHeader::decode(&bytes[at..], &site, at as u64).unwrap();
     for _ in 0..3 {
-        at += batch.frame_len() as usize;
+        at += usize::try_from(batch.frame_len()).unwrap();
         batch = BatchHeader::decode(&bytes[at..], &site, at as u64).unwrap();
     }
     // A codec that there is not yet.

@@ -85,24 +85,8 @@ pub(crate) fn run(cell: Cell, args: &Args) -> Result<()> {
         }
         Cell::Kill => {
             let mut engine = kind.open(dir, &setup)?;
-            let stream = layout.streams;
-            engine.begin(stream..stream + 1)?;
-            let mut writer = engine.writer()?;
-            let acknowledged = AtomicU64::new(0);
-            std::thread::scope(|scope| {
-                // Whenever it happens to be, which is in the middle of a commit most often.
-                scope.spawn(|| {
-                    while acknowledged.load(Ordering::SeqCst) < BEFORE_KILL {
-                        std::thread::yield_now();
-                    }
-                    kill_process(getpid(), Signal::KILL)
-                });
-                (1..=SPARE_EVENTS).try_for_each(|seq| {
-                    writer.append(stream, seq, events.make(seq))?;
-                    acknowledged.store(seq, Ordering::SeqCst);
-                    Result::Ok(())
-                })
-            })?;
+            engine.begin(layout.streams..layout.streams + 1)?;
+            append_until_killed(&*engine, layout.streams, &mut events)?;
         }
         Cell::Flat => {
             let (mut engine, took) = timed(|| kind.open(dir, &setup))?;
@@ -158,6 +142,26 @@ fn append_to(
 ) -> Result<()> {
     let mut writer = engine.writer()?;
     seqs.try_for_each(|seq| writer.append(stream, seq, events.make(seq)))
+}
+
+/// Appends, and has this process killed when enough is acknowledged: whenever that happens to be, which is in the
+/// middle of a commit most often.
+fn append_until_killed(engine: &dyn Engine, stream: u32, events: &mut Events) -> Result<()> {
+    let mut writer = engine.writer()?;
+    let acknowledged = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while acknowledged.load(Ordering::SeqCst) < BEFORE_KILL {
+                std::thread::yield_now();
+            }
+            kill_process(getpid(), Signal::KILL)
+        });
+        (1..=SPARE_EVENTS).try_for_each(|seq| {
+            writer.append(stream, seq, events.make(seq))?;
+            acknowledged.store(seq, Ordering::SeqCst);
+            Ok(())
+        })
+    })
 }
 
 /// Single events at random places, for so long.
