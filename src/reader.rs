@@ -411,6 +411,19 @@ impl Reader {
         Ok(counts)
     }
 
+    /// The chain hash behind the batch that ends with a position; `None` where no batch that can be read does.
+    pub(crate) fn chain_at(&mut self, position: Position) -> Result<Option<crate::format::Digest>> {
+        let Some(view) = self.handle.view() else { return Ok(None) };
+        if view.spot.position == position {
+            return Ok(view.spot.chain);
+        }
+        if position > view.spot.position || position == Position::ZERO {
+            return Ok(None);
+        }
+        let found = view.batch_with(position)?;
+        Ok(found.filter(|(header, _)| header.last_position() == position).map(|(header, _)| header.chain))
+    }
+
     /// The position before the active segment: everything up to it is sealed.
     pub(crate) fn sealed_upto(&mut self) -> Position {
         self.handle.view().map_or(Position::ZERO, |v| Position(v.segment.header.first_position.0 - 1))

@@ -1,21 +1,23 @@
 //! Up to where files are known to show what the journal says: what opening need not look at.
 //!
-//! `cache/projected` is disposable. What it says of the disk was synced before, and holds for ever. What it says of
-//! this session holds for what processes see, as long as the machine is not started anew and the file system is not
-//! mounted anew; a copy of the file says nothing of the files beside it.
+//! `cache/projected` is disposable. It is believed where it is the file that was written, and no copy of it, and the
+//! journal has the chain hash that it had then, which is one over all that stands before. What it says of the disk
+//! was synced before, and holds for ever. What it says of this session holds for what processes see, as long as
+//! the machine is not started anew and the file system is not mounted anew.
 
-use super::hex;
+use super::{Log, hex};
 use crate::disk::{Disk, Open, read_whole};
 use crate::error::Result;
 use crate::position::{Position, StreamId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
+const FOLDER: &str = "cache";
 const FILE: &str = "cache/projected";
 const TEMPORARY: &str = "cache/projected.tmp";
-/// How many streams are told apart from those that are done.
-const MAX_BUT: usize = 4096;
-const MAX_LEN: u64 = 128 << 10;
+/// How many streams are told apart from those that are done: more than there are runs at once.
+const MAX_BUT: usize = 64 << 10;
+const MAX_LEN: u64 = 2 << 20;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -25,19 +27,20 @@ pub(super) struct Noted {
     /// Up to here they are as they have to be in this session, but for those of some streams.
     pub(super) published: Position,
     pub(super) but: BTreeSet<StreamId>,
-    /// Whether something is noted that does not hold here. It may seem to later, when the journal is longer.
+    /// Whether something is noted that does not hold here.
     pub(super) wrong: bool,
 }
 
 /// As it stands in the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
-    journal: String,
     position: u64,
-    session: String,
+    published: u64,
+    /// That of the journal at `published`.
+    chain: String,
     /// That of the file itself.
     inode: u64,
-    published: u64,
+    session: String,
     but: Vec<u64>,
 }
 
@@ -47,22 +50,20 @@ fn this_session(disk: &dyn Disk) -> Result<String> {
 }
 
 impl Noted {
-    /// What is noted of a journal that goes up to `durable`. Of records that it does not have, files may be ahead
-    /// of it.
-    pub(super) fn read(disk: &dyn Disk, journal: &[u8; 16], durable: Position) -> Self {
+    /// What is noted of the journal as it is read here.
+    pub(super) fn read(disk: &dyn Disk, log: &mut Log) -> Result<Self> {
         let kept = || -> Option<Kept> { serde_json::from_slice(&read_whole(disk, FILE, MAX_LEN).ok()?).ok() };
-        let Some(kept) = kept() else { return Self::default() };
-        if kept.journal != hex(journal) || kept.position > durable.0 {
-            return Self { wrong: true, ..Self::default() };
-        }
-        let synced = Position(kept.position);
+        let Some(kept) = kept() else { return Ok(Self::default()) };
+        let (synced, published) = (Position(kept.position), Position(kept.published));
         let same_file = disk.stat(FILE).is_ok_and(|stat| stat.is_some_and(|stat| stat.inode == kept.inode));
-        let same_session = this_session(disk).is_ok_and(|session| session == kept.session);
-        if !same_file || !same_session || !(kept.position..=durable.0).contains(&kept.published) {
-            return Self { synced, published: synced, but: BTreeSet::new(), wrong: true };
+        let chain = log.reader.chain_at(published)?.map(|chain| hex(&chain));
+        if !same_file || chain != Some(kept.chain) || synced > published {
+            return Ok(Self { wrong: true, ..Self::default() });
         }
-        let but = kept.but.into_iter().map(StreamId).collect();
-        Self { synced, published: Position(kept.published), but, wrong: false }
+        if !this_session(disk).is_ok_and(|session| session == kept.session) {
+            return Ok(Self { synced, published: synced, but: BTreeSet::new(), wrong: true });
+        }
+        Ok(Self { synced, published, but: kept.but.into_iter().map(StreamId).collect(), wrong: false })
     }
 
     /// The position before all records of these streams, and not before `least`.
@@ -70,23 +71,25 @@ impl Noted {
         but.first().map(|first| Position(first.0.saturating_sub(1)).max(least))
     }
 
-    /// Notes it for the next who opens.
-    pub(super) fn write(mut self, disk: &dyn Disk, journal: &[u8; 16]) -> Result<()> {
-        if self.but.len() > MAX_BUT {
-            self.published = Self::before(&self.but, self.synced).unwrap_or(self.synced);
-            self.but.clear();
+    /// Notes it for the next who opens. Where somebody else is about to, that will do.
+    pub(super) fn write(&self, disk: &dyn Disk, log: &mut Log) -> Result<()> {
+        let chain = log.reader.chain_at(self.published)?;
+        let Some(chain) = chain.filter(|_| self.but.len() <= MAX_BUT) else { return Ok(()) };
+        disk.create_dir(FOLDER)?;
+        let folder = disk.open(FOLDER, Open::Directory)?;
+        if !folder.try_lock()? {
+            return Ok(());
         }
-        disk.create_dir("cache")?;
         if disk.stat(TEMPORARY)?.is_some() {
             disk.remove(TEMPORARY)?;
         }
         let file = disk.open(TEMPORARY, Open::CreateNew)?;
         let kept = Kept {
-            journal: hex(journal),
             position: self.synced.0,
-            session: this_session(disk)?,
-            inode: file.stat()?.inode,
             published: self.published.0,
+            chain: hex(&chain),
+            inode: file.stat()?.inode,
+            session: this_session(disk)?,
             but: self.but.iter().map(|stream| stream.0).collect(),
         };
         file.write_at(&serde_json::to_vec(&kept).unwrap_or_default(), 0)?;

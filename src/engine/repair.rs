@@ -269,29 +269,26 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// cannot be repaired is reported and stops nothing: the journal has every record.
 fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut Report) -> Result<()> {
     let disk = std::sync::Arc::clone(&engine.world().disk);
-    let (journal, durable) = (log.journal_id(), log.durable());
-    let noted = Noted::read(&*disk, &journal, durable);
+    // What others write and seal while this goes on is for those who open next.
+    let (durable, sealed) = (log.durable(), log.reader.sealed_upto());
+    let noted = Noted::read(&*disk, log)?;
     let mut streams: BTreeMap<_, _> = log.reader.streams_after(noted.published)?.into_iter().collect();
     for stream in &noted.but {
         streams.extend(log.reader.stream_end(*stream)?.map(|(_, last)| (*stream, last)));
     }
-    let (mut broken, mut but) = (Vec::new(), BTreeSet::new());
-    let mut tell = |stream: StreamId, repaired: Result<Repaired>| {
-        let error = match repaired {
-            Ok(Repaired::Rewritten(files)) => {
-                report.rewritten_files += files;
-                return;
-            }
-            Ok(Repaired::Damaged(name)) => {
-                report.damaged_runs.extend(name);
-                return;
-            }
-            // What is not published is not projected.
-            Ok(Repaired::Live) => None,
-            Err(error) => Some(error),
-        };
-        report.problems.extend(error.map(|error| format!("repairing files: {error}")));
-        but.insert(stream);
+    // What is not published is not projected; what is damaged is told by each opening.
+    let (mut broken, mut unpublished, mut damaged) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+    let mut tell = |stream: StreamId, repaired: Result<Repaired>| match repaired {
+        Ok(Repaired::Rewritten(files)) => report.rewritten_files += files,
+        Ok(Repaired::Damaged(name)) => {
+            report.damaged_runs.extend(name);
+            damaged.insert(stream);
+        }
+        Ok(Repaired::Live) => drop(unpublished.insert(stream)),
+        Err(error) => {
+            report.problems.push(format!("repairing files: {error}"));
+            unpublished.insert(stream);
+        }
     };
     for (stream, last) in &streams {
         let (stream, last) = (*stream, *last);
@@ -312,14 +309,13 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
             rebuilt.map(|rebuilt| rebuilt.map_or(Repaired::Live, |it| Repaired::of(&it, Some(&run.name))));
         tell(run.stream, repaired);
     });
-    let done = streams.len() - but.len();
-    let sealed = log.reader.sealed_upto();
-    let synced = Noted::before(&but, noted.synced).map_or(sealed, |before| before.min(sealed));
+    let synced = Noted::before(&unpublished, noted.synced).map_or(sealed, |before| before.min(sealed));
     let synced = synced.max(noted.synced);
-    if synced > noted.synced || done >= NOTED_FROM || noted.wrong {
+    let but: BTreeSet<_> = unpublished.union(&damaged).copied().collect();
+    if synced > noted.synced || streams.len() - but.len() >= NOTED_FROM || noted.wrong {
         let bring = || if synced > noted.synced { disk.sync_all() } else { Ok(()) };
         let now = Noted { synced, published: durable, but, wrong: false };
-        if let Err(error) = bring().and_then(|()| now.write(&*disk, &journal)) {
+        if let Err(error) = bring().and_then(|()| now.write(&*disk, log)) {
             report.problems.push(format!("noting what is projected: {error}"));
         }
     }

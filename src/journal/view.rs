@@ -559,7 +559,7 @@ impl View {
     }
 
     /// The batch that holds a position; `None` where it cannot be read any more.
-    fn batch_with(&mut self, position: Position) -> Result<Option<(BatchHeader, Vec<u8>)>> {
+    pub(crate) fn batch_with(&mut self, position: Position) -> Result<Option<(BatchHeader, Vec<u8>)>> {
         let place = self.near(position)?;
         self.batch_from(place, position)
     }

@@ -1,8 +1,12 @@
 //! What opening need not look at: files that were found right before, in this session and on this disk.
 
 use runwal::disk::sim::Fate;
-use runwal::engine::{Engine, Options};
+use runwal::disk::{Disk, Open};
+use runwal::engine::{Engine, NewRecord, Options};
+use runwal::record::{Body, Channel};
 use runwal::testing::stage::{Stage, Writer};
+use runwal::testing::watched::{Call, Watched};
+use std::sync::{Arc, Mutex};
 
 const NOTE: &str = "cache/projected";
 /// More than are looked at again and again.
@@ -118,25 +122,80 @@ fn whose_files_were_not_there_yet_is_looked_at_again() {
     assert_eq!(left["but"].as_array().map(Vec::len), Some(0), "{left}");
 }
 
-/// Somebody brought an older journal back, and goes on: what was noted of records that are gone says nothing of those
-/// that come to have their positions.
+/// Somebody brought an older journal back, in which runs had not ended, and goes on: what was noted of records that
+/// are gone says nothing of those that come to have their positions, however soon that is.
 #[test]
-fn what_was_noted_of_records_that_are_gone_is_forgotten_at_once() {
+fn what_was_noted_of_records_that_are_gone_is_not_believed_of_others() {
     let mut stage = journal();
     let writer = stage.open(1).unwrap();
-    let older = stage.fork();
     add_runs(&mut stage, &writer, MANY);
+    let runs = [stage.begin(&writer, "a"), stage.begin(&writer, "a"), stage.begin(&writer, "a")];
+    let older = stage.fork();
+    for run in &runs[..1] {
+        stage.append(&writer, *run, &[100]);
+        stage.finish(&writer, *run);
+    }
     stage.close(writer);
     files_are_right(&mut stage);
-    let later = noted(&stage);
     for name in ["journal/0000000001.seg", "journal/mark"] {
         stage.world.write_file(name, &older.world.read_file(name).unwrap()).unwrap();
     }
     let mut stage = older.on(stage.world.fork());
-    open_with_files(&mut stage);
-    assert!(noted(&stage)["published"].as_u64() < later["published"].as_u64());
-    let writer = stage.open(1).unwrap();
-    add_runs(&mut stage, &writer, MANY + 5);
-    stage.close(writer);
+    // Opening ends all of them, and with that the journal is longer than what was noted.
     files_are_right(&mut stage);
+}
+
+/// What others write and seal while one who opens repairs files: it has not looked at theirs.
+#[test]
+fn what_is_sealed_meanwhile_is_not_noted_as_projected() {
+    let mut stage = Stage::new(1400, 1400);
+    let writer = stage.open(1).unwrap();
+    add_runs(&mut stage, &writer, 3);
+    stage.close(writer);
+    let writer = stage.open(1).unwrap();
+    let run = Mutex::new(Some((stage.begin(&writer, "b").unwrap(), writer)));
+    let before = stage.open_log(1).unwrap().durable();
+    let (disk, mut world) = stage.process(1);
+    // While it makes its first file anew, the other one goes on until the journal has rolled.
+    world.disk = Arc::new(Watched::new(Arc::new(disk), move |call, name| {
+        let first = || run.lock().unwrap().take();
+        if call == Call::Replace
+            && name.starts_with("runs/")
+            && let Some((run, writer)) = first()
+        {
+            for _ in 0..8 {
+                let line: NewRecord = Body::Chunk(Channel::Stdout, vec![b'x'; 400]).into();
+                writer.engine().append(run, None, &[line]).unwrap();
+            }
+        }
+    }));
+    let (engine, report) = Engine::open_in(world, Options { publish: true, ..stage.options() }).unwrap();
+    assert!(report.rewritten_files > 0 && report.problems.is_empty(), "{report:?}");
+    engine.close().unwrap();
+    assert!(stage.open_log(1).unwrap().durable().0 >= before.0 + 8);
+    if stage.world.read_file(NOTE).is_ok() {
+        assert!(noted(&stage)["position"].as_u64().unwrap() <= before.0, "{} {before}", noted(&stage));
+    }
+}
+
+/// Several may open at once.
+#[test]
+fn who_notes_at_the_same_time_is_in_nobodys_way() {
+    let mut stage = journal();
+    let writer = stage.open(1).unwrap();
+    add_runs(&mut stage, &writer, MANY);
+    stage.close(writer);
+    open_with_files(&mut stage);
+    let first = noted(&stage);
+    let writer = stage.open(1).unwrap();
+    add_runs(&mut stage, &writer, MANY);
+    stage.close(writer);
+    let (other, _) = stage.process(1);
+    let folder = other.open("cache", Open::Directory).unwrap();
+    assert!(folder.try_lock().unwrap());
+    open_with_files(&mut stage);
+    assert_eq!(noted(&stage), first);
+    folder.unlock().unwrap();
+    open_with_files(&mut stage);
+    assert!(noted(&stage)["published"].as_u64() > first["published"].as_u64());
 }
