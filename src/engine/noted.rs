@@ -27,8 +27,10 @@ pub(super) struct Noted {
     /// Up to here they are as they have to be in this session, but for those of some streams.
     pub(super) published: Position,
     pub(super) but: BTreeSet<StreamId>,
-    /// Whether something is noted that does not hold here.
+    /// Whether something is noted that does not hold here, and whether it is of another journal than this one has
+    /// become: then what else the cache knows of files is as well.
     pub(super) wrong: bool,
+    pub(super) of_another: bool,
 }
 
 /// As it stands in the file.
@@ -57,13 +59,14 @@ impl Noted {
         let (synced, published) = (Position(kept.position), Position(kept.published));
         let same_file = disk.stat(FILE).is_ok_and(|stat| stat.is_some_and(|stat| stat.inode == kept.inode));
         let chain = log.reader.chain_at(published)?.map(|chain| hex(&chain));
-        if !same_file || chain != Some(kept.chain) || synced > published {
-            return Ok(Self { wrong: true, ..Self::default() });
+        let of_another = chain != Some(kept.chain);
+        if !same_file || of_another || synced > published {
+            return Ok(Self { wrong: true, of_another, ..Self::default() });
         }
         if !this_session(disk).is_ok_and(|session| session == kept.session) {
-            return Ok(Self { synced, published: synced, but: BTreeSet::new(), wrong: true });
+            return Ok(Self { synced, published: synced, wrong: true, ..Self::default() });
         }
-        Ok(Self { synced, published, but: kept.but.into_iter().map(StreamId).collect(), wrong: false })
+        Ok(Self { synced, published, but: kept.but.into_iter().map(StreamId).collect(), ..Self::default() })
     }
 
     /// The position before all records of these streams, and not before `least`.

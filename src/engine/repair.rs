@@ -296,7 +296,7 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
             tell(stream, Ok(Repaired::Live));
             continue;
         }
-        match look_at(log, &*disk, stream, last) {
+        match look_at(log, &*disk, stream, last, !noted.of_another) {
             Ok(Looked::Fine) => {}
             Ok(Looked::Live) => tell(stream, Ok(Repaired::Live)),
             Ok(Looked::Broken(Some(run))) => broken.push(run),
@@ -314,7 +314,7 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
     let but: BTreeSet<_> = unpublished.union(&damaged).copied().collect();
     if synced > noted.synced || streams.len() - but.len() >= NOTED_FROM || noted.wrong {
         let bring = || if synced > noted.synced { disk.sync_all() } else { Ok(()) };
-        let now = Noted { synced, published: durable, but, wrong: false };
+        let now = Noted { synced, published: durable, but, ..Noted::default() };
         if let Err(error) = bring().and_then(|()| now.write(&*disk, log)) {
             report.problems.push(format!("noting what is projected: {error}"));
         }
@@ -344,11 +344,12 @@ enum Looked {
     Broken(Option<RunInfo>),
 }
 
-fn look_at(log: &mut Log, disk: &dyn Disk, stream: StreamId, last: Position) -> Result<Looked> {
+/// `cached` says whether what the cache knows of files is believed.
+fn look_at(log: &mut Log, disk: &dyn Disk, stream: StreamId, last: Position, cached: bool) -> Result<Looked> {
     let run = log.run_of(stream)?;
     let folder = run.as_ref().map_or(TICKS_FOLDER.to_owned(), |run| run.name.folder());
     let nobodys = run.is_none() && log.find(TICKS_STREAM)? != Some(stream);
-    if nobodys || looks_right(disk, &folder, last) {
+    if nobodys || (cached && looks_right(disk, &folder, last)) {
         return Ok(Looked::Fine);
     }
     Ok(if is_recorded(log, stream)? { Looked::Live } else { Looked::Broken(run) })
