@@ -390,7 +390,7 @@ impl Core {
     pub(super) fn keep_index(&mut self, end: bool) {
         let every = self.options.index_every;
         if let Some(view) = &mut self.view {
-            let (least, times) = if end { (every / 4, 0) } else { (every, KEPT_SHARE) };
+            let (least, times) = if end { (every / 16, 0) } else { (every, KEPT_SHARE) };
             view.keep_index(least, times);
         }
     }

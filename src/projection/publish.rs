@@ -3,8 +3,8 @@
 //! Nothing here is synced: what a crash takes is rebuilt. A file is appended to at a known offset,
 //! or written under a temporary name and renamed; a reader never sees half of one. What stands at
 //! a file's place and is no regular file is moved to `journal/quarantine/`, never followed and
-//! never removed. Length and time of change of each file are kept in `cache/files/`, so that a
-//! missing, cut, stale or edited one is noticed without reading it.
+//! never removed. Length and time of change of each file are kept in `cache/files/`, so that whoever looks
+//! notices a missing, cut, stale or edited one without reading it.
 
 mod live;
 mod rebuild;
