@@ -356,6 +356,10 @@ impl Reader {
     /// Damage behind the last known record of a stream that has not ended, met when the index was
     /// made: records of the stream may be among those that were lost there.
     pub(crate) fn lost_behind(&mut self, id: StreamId) -> Result<Vec<Damage>> {
+        // The end of an old run may be many segments away.
+        if self.damage_behind(Position::ZERO).is_empty() {
+            return Ok(Vec::new());
+        }
         let Some(view) = self.handle.view() else { return Ok(Vec::new()) };
         let last = match view.stream(id)? {
             Some(state) if !state.open => return Ok(Vec::new()),
@@ -412,16 +416,8 @@ impl Reader {
     }
 
     /// The chain hash behind the batch that ends with a position; `None` where no batch that can be read does.
-    pub(crate) fn chain_at(&mut self, position: Position) -> Result<Option<crate::format::Digest>> {
-        let Some(view) = self.handle.view() else { return Ok(None) };
-        if view.spot.position == position {
-            return Ok(view.spot.chain);
-        }
-        if position > view.spot.position || position == Position::ZERO {
-            return Ok(None);
-        }
-        let found = view.batch_with(position)?;
-        Ok(found.filter(|(header, _)| header.last_position() == position).map(|(header, _)| header.chain))
+    pub(crate) fn chain_at(&mut self, position: Position) -> Result<Option<[u8; 32]>> {
+        self.handle.view().map_or(Ok(None), |view| view.chain_at(position))
     }
 
     /// The position before the active segment: everything up to it is sealed.

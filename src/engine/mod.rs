@@ -304,6 +304,8 @@ impl Engine {
     /// Opens the stream of a run with its first records, all or nothing. Durable on return. An
     /// expected sequence makes no sense here, as the stream begins; a term and a key do.
     ///
+    /// Its files are published up to its end. They show what is appended behind that once the journal is opened again.
+    ///
     /// # Errors
     /// [`ErrorKind::Conflict`] where a run of this name exists, or a higher term was seen.
     pub fn begin_run(
@@ -348,6 +350,7 @@ impl Engine {
             inner: Handed::In(ticket),
             publisher: self.0.publisher.get().cloned(),
             begins: Some(request.name.clone()),
+            ends: then.iter().any(|record| record.ends),
             ticks: false,
         })
     }
@@ -483,7 +486,8 @@ impl Engine {
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
         let ticket = self.hand_in(Append { drafts, conditions, open, place, buffered })?;
         let publisher = self.0.publisher.get().cloned();
-        Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
+        let ends = records.iter().any(|record| record.ends);
+        Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ends, ticks: false })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
@@ -528,7 +532,7 @@ impl Engine {
                 Handed::In(handed_in)
             };
             let publisher = self.0.publisher.get().cloned();
-            return Ok(Ticket { inner, publisher, begins: None, ticks: true });
+            return Ok(Ticket { inner, publisher, begins: None, ends: false, ticks: true });
         }
     }
 
@@ -681,6 +685,7 @@ pub struct Ticket {
     inner: Handed,
     publisher: Option<Arc<Publisher>>,
     begins: Option<RunName>,
+    ends: bool,
     ticks: bool,
 }
 
@@ -728,6 +733,10 @@ impl Ticket {
                 publisher.add(receipt.stream, name);
             }
             publisher.poke(receipt.last);
+            // It has files open as long as somebody may write to it.
+            if self.ends {
+                publisher.forget(receipt.stream);
+            }
         }
         receipt
     }

@@ -8,7 +8,8 @@ use super::segment::{self, Bound, Damage, Scanner, Segment, Spot, Step, Unopened
 use crate::disk::{Disk, Open};
 use crate::error::{Error, ErrorKind, Place, Result};
 use crate::format::{
-    BatchHeader, Codec, Footer, Mark, OpenStream, Records, SegmentHeader, StreamEntry, decode_body, name_hash,
+    BatchHeader, Codec, Digest, Footer, Mark, OpenStream, Records, SegmentHeader, StreamEntry, decode_body,
+    name_hash,
 };
 use crate::position::{Position, Seq, StreamId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -559,12 +560,24 @@ impl View {
     }
 
     /// The batch that holds a position; `None` where it cannot be read any more.
-    pub(crate) fn batch_with(&mut self, position: Position) -> Result<Option<(BatchHeader, Vec<u8>)>> {
+    fn batch_with(&mut self, position: Position) -> Result<Option<(BatchHeader, Vec<u8>)>> {
         let place = self.near(position)?;
         self.batch_from(place, position)
     }
 
-    /// The same, looked for from a place that is not behind it.
+    /// The chain hash behind the batch that ends with a position; `None` where no batch that can be read does.
+    pub(crate) fn chain_at(&mut self, position: Position) -> Result<Option<Digest>> {
+        if self.spot.position == position {
+            return Ok(self.spot.chain);
+        }
+        if position > self.spot.position || position == Position::ZERO {
+            return Ok(None);
+        }
+        let found = self.batch_with(position)?;
+        Ok(found.filter(|(header, _)| header.last_position() == position).map(|(header, _)| header.chain))
+    }
+
+    /// The batch that holds a position, looked for from a place that is not behind it.
     fn batch_from(
         &mut self,
         place: BatchPlace,
