@@ -276,7 +276,7 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
     for stream in &noted.but {
         streams.extend(log.reader.stream_end(*stream)?.map(|(_, last)| (*stream, last)));
     }
-    // What is not published is not projected; what is damaged is told by each opening.
+    // What is not published is not projected; what is damaged is told by each opening until it is sealed.
     let (mut broken, mut unpublished, mut damaged) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
     let mut tell = |stream: StreamId, repaired: Result<Repaired>| match repaired {
         Ok(Repaired::Rewritten(files)) => report.rewritten_files += files,
@@ -311,6 +311,8 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
     });
     let synced = Noted::before(&unpublished, noted.synced).map_or(sealed, |before| before.min(sealed));
     let synced = synced.max(noted.synced);
+    // Up to where it is sealed, once is enough: whoever finds out reads all of the run.
+    damaged.retain(|stream| streams.get(stream).is_some_and(|last| *last > sealed));
     let but: BTreeSet<_> = unpublished.union(&damaged).copied().collect();
     if synced > noted.synced || streams.len() - but.len() >= NOTED_FROM || noted.wrong {
         let bring = || if synced > noted.synced { disk.sync_all() } else { Ok(()) };

@@ -201,3 +201,42 @@ fn who_notes_at_the_same_time_is_in_nobodys_way() {
     open_with_files(&mut stage);
     assert!(noted(&stage)["published"].as_u64() > first["published"].as_u64());
 }
+
+/// Of a run that is damaged all records are read to find that out: each opening does so, and tells it, while the
+/// run is in the newest segment, and one more.
+#[test]
+fn what_is_damaged_is_told_until_it_is_sealed() {
+    // What opening knows of the newest segment is in the cache, so that it does not look at what is damaged.
+    let mut stage = Stage::new(256 << 10, 256 << 10).keeping_indexes();
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a");
+    stage.append(&writer, run, &[1_000]);
+    stage.finish(&writer, run);
+    add_runs(&mut stage, &writer, 2);
+    stage.close(writer);
+    let name = "journal/0000000001.seg";
+    let mut bytes = stage.world.read_file(name).unwrap();
+    let at = bytes.windows(100).position(|bytes| bytes == [b'x'; 100]).unwrap();
+    bytes[at] = b'y';
+    stage.world.write_file(name, &bytes).unwrap();
+    let opened = |stage: &mut Stage| {
+        let (_, world) = stage.process(1);
+        let (engine, report) = Engine::open_in(world, Options { publish: true, ..stage.options() }).unwrap();
+        engine.close().unwrap();
+        assert_eq!(report.problems, Vec::<String>::new());
+        report.damaged_runs.len()
+    };
+    assert_eq!([opened(&mut stage), opened(&mut stage)], [1, 1]);
+    let writer = stage.open(1).unwrap();
+    add_runs(&mut stage, &writer, MANY);
+    stage.close(writer);
+    assert_eq!([opened(&mut stage), opened(&mut stage)], [1, 1], "with a note");
+    let writer = stage.open(1).unwrap();
+    let run = stage.begin(&writer, "a");
+    while stage.world.read_file("journal/0000000002.seg").is_err() {
+        stage.append_noise(&writer, run, 100_000);
+    }
+    stage.finish(&writer, run);
+    stage.close(writer);
+    assert_eq!([opened(&mut stage), opened(&mut stage), opened(&mut stage)], [1, 0, 0], "sealed");
+}
