@@ -304,7 +304,8 @@ impl Engine {
     /// Opens the stream of a run with its first records, all or nothing. Durable on return. An
     /// expected sequence makes no sense here, as the stream begins; a term and a key do.
     ///
-    /// Its files are published up to its end. They show what is appended behind that once the journal is opened again.
+    /// Its files are published for as long as the engine is open, also behind its end, which takes four descriptors
+    /// for each such run; a [`Recorder`](crate::run::Recorder) lets go of them when it is dropped.
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] where a run of this name exists, or a higher term was seen.
@@ -350,7 +351,6 @@ impl Engine {
             inner: Handed::In(ticket),
             publisher: self.0.publisher.get().cloned(),
             begins: Some(request.name.clone()),
-            ends: then.iter().any(|record| record.ends),
             ticks: false,
         })
     }
@@ -486,8 +486,7 @@ impl Engine {
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
         let ticket = self.hand_in(Append { drafts, conditions, open, place, buffered })?;
         let publisher = self.0.publisher.get().cloned();
-        let ends = records.iter().any(|record| record.ends);
-        Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ends, ticks: false })
+        Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
@@ -532,7 +531,7 @@ impl Engine {
                 Handed::In(handed_in)
             };
             let publisher = self.0.publisher.get().cloned();
-            return Ok(Ticket { inner, publisher, begins: None, ends: false, ticks: true });
+            return Ok(Ticket { inner, publisher, begins: None, ticks: true });
         }
     }
 
@@ -685,7 +684,6 @@ pub struct Ticket {
     inner: Handed,
     publisher: Option<Arc<Publisher>>,
     begins: Option<RunName>,
-    ends: bool,
     ticks: bool,
 }
 
@@ -733,10 +731,6 @@ impl Ticket {
                 publisher.add(receipt.stream, name);
             }
             publisher.poke(receipt.last);
-            // It has files open as long as somebody may write to it.
-            if self.ends {
-                publisher.forget(receipt.stream);
-            }
         }
         receipt
     }

@@ -1,8 +1,6 @@
 //! The library as an embedder uses it.
 
 use runwal::async_engine::AsyncEngine;
-use runwal::clock::{Clock, System};
-use runwal::disk::os::OsDisk;
 use runwal::disk::{Disk, File, Kind, Open, Session, Stat};
 use runwal::engine::{Conditions, Engine, Entry, Log, NewRecord, Options, Ticket, World};
 use runwal::error::Result;
@@ -714,35 +712,4 @@ fn small_appends_share_a_batch_and_each_has_its_receipt() {
             if run == receipts[0].stream { vec![10, 20, 80, 100_000] } else { vec![30, 50, 60, 70, 90, 110] }
         );
     }
-}
-
-/// Whoever writes runs by itself, without a recorder, has none of their files open once they have ended: there is
-/// no limit to how many runs one engine has seen.
-#[test]
-fn files_of_a_run_that_has_ended_are_let_go() {
-    let dir = tempfile::tempdir().unwrap();
-    let (engine, _) = Engine::open(dir.path(), Options::default()).unwrap();
-    let disk = OsDisk::create(dir.path()).unwrap();
-    for n in 0..3 {
-        let name = format!("r{n}");
-        let run = prepared(&engine, "t", &name).unwrap();
-        let stream = engine.begin_run(&run, None, Conditions::none(), &[]).unwrap().stream;
-        let lines: Vec<NewRecord> =
-            [b"one\n", b"two\n"].map(|line| Body::Chunk(Channel::Stdout, line.to_vec()).into()).into();
-        engine.append(stream, None, &lines[..1]).unwrap();
-        let end = NewRecord { ends: true, ..lines[1].clone() };
-        engine.append(stream, None, &[end]).unwrap();
-        let folder = format!("runs/t/{name}");
-        let log = dir.path().join(&folder).join("stdout.log");
-        #[expect(clippy::disallowed_methods, reason = "looks at the file as its reader does")]
-        let shown = || std::fs::read(&log).is_ok_and(|shown| shown == b"one\ntwo\n");
-        // It is locked for as long as it is published.
-        let free = || disk.open(&folder, Open::Directory).is_ok_and(|folder| folder.try_lock().unwrap());
-        let since_ns = System.monotonic_ns();
-        while !(shown() && free()) {
-            assert!(System.monotonic_ns() - since_ns < 60_000_000_000, "{name} is not let go");
-            std::thread::yield_now();
-        }
-    }
-    engine.close().unwrap();
 }
