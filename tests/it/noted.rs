@@ -25,6 +25,15 @@ fn add_runs(stage: &mut Stage, writer: &Writer, count: usize) {
     }
 }
 
+/// A journal in which so many runs have ended, whose recorder has gone and has made none of their files.
+fn with_runs(count: usize) -> Stage {
+    let mut stage = journal();
+    let writer = stage.open(1).unwrap();
+    add_runs(&mut stage, &writer, count);
+    stage.close(writer);
+    stage
+}
+
 /// Opens as a conductor does, and answers how many looks at the disk that took.
 fn open_with_files(stage: &mut Stage) -> u64 {
     let (_, world) = stage.process(1);
@@ -49,10 +58,7 @@ fn files_are_right(stage: &mut Stage) {
 #[test]
 fn what_was_found_right_is_not_looked_at_again() {
     let looks = |runs: usize| {
-        let mut stage = journal();
-        let writer = stage.open(1).unwrap();
-        add_runs(&mut stage, &writer, runs);
-        stage.close(writer);
+        let mut stage = with_runs(runs);
         files_are_right(&mut stage);
         let looks = open_with_files(&mut stage);
         // A few more are looked at each time, and noted once they are many.
@@ -69,10 +75,7 @@ fn what_was_found_right_is_not_looked_at_again() {
 /// Nothing of the files was synced: a power cut may leave their lengths and times without their bytes.
 #[test]
 fn what_was_noted_in_another_boot_is_not_believed() {
-    let mut stage = journal();
-    let writer = stage.open(1).unwrap();
-    add_runs(&mut stage, &writer, MANY);
-    stage.close(writer);
+    let mut stage = with_runs(MANY);
     files_are_right(&mut stage);
     assert!(noted(&stage)["published"].as_u64() > noted(&stage)["position"].as_u64());
     let mut lost = 0;
@@ -90,10 +93,7 @@ fn what_was_noted_in_another_boot_is_not_believed() {
 /// What was copied beside the note may be from before it was made.
 #[test]
 fn what_was_noted_of_other_files_is_not_believed_of_a_copy() {
-    let mut stage = journal();
-    let writer = stage.open(1).unwrap();
-    add_runs(&mut stage, &writer, MANY);
-    stage.close(writer);
+    let mut stage = with_runs(MANY);
     files_are_right(&mut stage);
     let mut copy = stage.on(stage.world.copy_to_new_inodes());
     copy.world.remove_file("runs/a/r1/stdout.log").unwrap();
@@ -183,10 +183,7 @@ fn what_is_sealed_meanwhile_is_not_noted_as_projected() {
 /// Several may open at once.
 #[test]
 fn who_notes_at_the_same_time_is_in_nobodys_way() {
-    let mut stage = journal();
-    let writer = stage.open(1).unwrap();
-    add_runs(&mut stage, &writer, MANY);
-    stage.close(writer);
+    let mut stage = with_runs(MANY);
     open_with_files(&mut stage);
     let first = noted(&stage);
     let writer = stage.open(1).unwrap();
