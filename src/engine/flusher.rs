@@ -27,9 +27,10 @@ impl Flusher {
             .name("runwal-flush".to_owned())
             .spawn(move || {
                 while for_thread.wait(after) {
+                    let buffered = publisher.as_ref().map(|publisher| publisher.take_buffered());
                     journal.flush();
                     if let Some(publisher) = &publisher {
-                        publisher.poke(journal.durable());
+                        publisher.poke(buffered.unwrap_or_default(), journal.durable());
                     }
                 }
             })

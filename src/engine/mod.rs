@@ -248,7 +248,7 @@ impl Engine {
         }));
         let report = repair::after_crash(&engine, &options, &opened)?;
         if options.publish {
-            let publisher = Publisher::start(&engine.0.world, &engine.0.journal, options.publish_ticks)?;
+            let publisher = Publisher::start(&engine, options.publish_ticks)?;
             engine.0.publisher.get_or_init(|| Arc::new(publisher));
         }
         Ok((engine, report))
@@ -434,6 +434,9 @@ impl Engine {
             None => self.start_flusher()?,
         };
         let ticket = self.buffer_queued(stream, conditions.into(), records, None)?;
+        if let Some(publisher) = self.0.publisher.get() {
+            publisher.add_buffered(stream);
+        }
         flusher.ask(self.0.journal.waiting_len());
         Ok(ticket)
     }
@@ -573,7 +576,8 @@ impl Engine {
         self.0.journal.reserve(len)
     }
 
-    /// Waits until the files of a run show everything up to `receipt`.
+    /// Waits until the files of a run show everything up to `receipt`. Behind the end of a run each wait is as long
+    /// as it takes to read the run.
     pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
         self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.stream, receipt.last))
     }
@@ -730,7 +734,7 @@ impl Ticket {
             if let Some(name) = self.begins.take() {
                 publisher.add(receipt.stream, name);
             }
-            publisher.poke(receipt.last);
+            publisher.poke((!self.ticks).then_some(receipt.stream), receipt.last);
         }
         receipt
     }

@@ -1,10 +1,13 @@
 //! The thread that brings the files of an engine's runs to the disk as their records become
 //! durable. It reads what is durable from the journal, so it holds up no append, and what it has
 //! not done when the process dies is repaired by the next one.
+//!
+//! A run that goes on costs memory and one descriptor. One that has ended costs nothing: what is appended to it
+//! later is shown by comparing its files with all of its records.
 
 use super::log::decode;
-use super::rebuild::rebuild_stream;
-use super::{Log, World};
+use super::rebuild::{rebuild_stream, rebuild_unless_live};
+use super::{Engine, Log, World};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::observe;
@@ -18,6 +21,8 @@ use std::time::Duration;
 
 /// How often, and how far apart, the lock of a run's folder is tried for.
 const FOLDER_TRIES: u32 = 5_000;
+/// The same of a run that another engine has begun, and lets go soon after its end.
+const OTHERS_TRIES: u32 = 100;
 const FOLDER_PAUSE: Duration = Duration::from_millis(2);
 /// How long changes are gathered at least before files are touched again. Where bringing them all up to date
 /// takes longer, so does the gathering: at most half of a thread goes into it, however many runs there are.
@@ -36,6 +41,10 @@ struct State {
     stop: bool,
     names: Vec<(StreamId, RunName)>,
     finished: Vec<StreamId>,
+    /// What this engine appended to, by those who waited for it.
+    touched: BTreeSet<StreamId>,
+    /// The same by those who do not wait.
+    buffered: BTreeSet<StreamId>,
     /// Records of the timed jobs were appended.
     ticks: bool,
     failed: Option<(ErrorKind, String)>,
@@ -72,12 +81,15 @@ pub(super) struct Publisher {
 
 impl Publisher {
     /// Begins to publish; the files of the timed jobs only `with_ticks`.
-    pub(super) fn start(world: &World, journal: &Journal, with_ticks: bool) -> Result<Self> {
+    pub(super) fn start(engine: &Engine, with_ticks: bool) -> Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (world, journal, for_thread) = (world.clone(), journal.clone(), Arc::clone(&shared));
+        // The engine itself ends with its last user, and ends the thread.
+        let (world, journal) = (engine.world().clone(), engine.journal().clone());
+        let of = Of { world, journal, recorder: engine.recorder_id() };
+        let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("runwal-publish".to_owned())
-            .spawn(move || work(&world, &journal, &for_thread))
+            .spawn(move || work(&of, &for_thread))
             .map_err(|e| Error::io("starting the publishing thread", e))?;
         Ok(Self { shared, has_ticks: with_ticks, thread: Mutex::new(Some(thread)) })
     }
@@ -97,11 +109,22 @@ impl Publisher {
         self.shared.hold().names.push((stream, name));
     }
 
-    /// Records up to `position` are durable.
-    pub(super) fn poke(&self, position: Position) {
+    /// Records of these streams, up to `position`, are durable.
+    pub(super) fn poke(&self, streams: impl IntoIterator<Item = StreamId>, position: Position) {
         let mut state = self.shared.hold();
+        state.touched.extend(streams);
         state.wanted = state.wanted.max(position);
         self.shared.work.notify_one();
+    }
+
+    /// Something was handed in that nobody may wait for.
+    pub(super) fn add_buffered(&self, stream: StreamId) {
+        self.shared.hold().buffered.insert(stream);
+    }
+
+    /// What was handed in so since the last time; it is poked for when it is durable.
+    pub(super) fn take_buffered(&self) -> BTreeSet<StreamId> {
+        std::mem::take(&mut self.shared.hold().buffered)
     }
 
     /// Nothing more will come of a run.
@@ -147,6 +170,16 @@ impl Publisher {
     }
 }
 
+/// Whose runs they are.
+struct Of {
+    world: World,
+    journal: Journal,
+    recorder: [u8; 16],
+}
+
+/// The runs that go on.
+type Runs = BTreeMap<StreamId, LiveRun>;
+
 /// Whoever waits for a thread that a bug has ended is told.
 struct TellsPanic<'s>(&'s Shared);
 
@@ -160,9 +193,10 @@ impl Drop for TellsPanic<'_> {
     }
 }
 
-fn work(world: &World, journal: &Journal, shared: &Shared) {
+fn work(of: &Of, shared: &Shared) {
+    let world = &of.world;
     let _tells = TellsPanic(shared);
-    let mut runs: BTreeMap<StreamId, LiveRun> = BTreeMap::new();
+    let mut runs = Runs::new();
     let mut log = None;
     let live_ticks = LiveTicks::new(Arc::clone(&world.disk));
     let now = || Duration::from_nanos(world.clock.monotonic_ns());
@@ -181,22 +215,24 @@ fn work(world: &World, journal: &Journal, shared: &Shared) {
         let (stop, wanted) = (state.stop, state.wanted);
         let hurried = std::mem::take(&mut state.hurried);
         let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
-        let ticks = std::mem::take(&mut state.ticks);
+        let (touched, ticks) = (std::mem::take(&mut state.touched), std::mem::take(&mut state.ticks));
         drop(state);
         let begun = now();
         // Some are always waited for where many begin and end: the others have their turn all the same.
         let all = hurried.is_empty() || stop || begun.saturating_sub(shown_at) >= gather;
         let due = |stream: &StreamId| all || hurried.contains(stream);
-        let result = publish((world, journal), &mut log, &mut runs, names, &due);
+        let result = publish(of, &mut log, &mut runs, (names, touched), &due);
         let with_ticks = match log.as_mut().filter(|_| ticks) {
             Some(log) => publish_ticks(world, log, &live_ticks),
             None => Ok(()),
         };
         // What is made durable while the engine is closed is for the next repair.
         let last = stop && shared.hold().wanted <= wanted;
-        let ended = if last { runs.keys().copied().collect() } else { finished };
-        let noted = ended.iter().filter_map(|stream| runs.remove(stream)).map(LiveRun::finish);
-        let result = noted.fold(result, Result::and);
+        let gone = |stream: &StreamId, run: &LiveRun| {
+            last || (all && run.fold().ended()) || finished.contains(stream)
+        };
+        let ended = runs.extract_if(.., |stream, run| gone(stream, run)).map(|(_, run)| run.finish());
+        let result = ended.fold(result, Result::and);
         if all {
             (shown_at, took) = (now(), now().saturating_sub(begun));
         }
@@ -227,7 +263,8 @@ fn work(world: &World, journal: &Journal, shared: &Shared) {
 
 /// Brings the files of the timed jobs to what the journal says, with everybody's records.
 fn publish_ticks(world: &World, log: &mut Log, live: &LiveTicks) -> Result<()> {
-    let _lock = patiently(world, TICKS_FOLDER, &mut || lock_folder(&*world.disk, TICKS_FOLDER))?;
+    let _lock =
+        patiently(world, FOLDER_TRIES, TICKS_FOLDER, &mut || lock_folder(&*world.disk, TICKS_FOLDER))?;
     // Whoever published before may have seen more than this thread has.
     log.refresh()?;
     let Some(stream) = log.ticks()? else { return Ok(()) };
@@ -252,8 +289,13 @@ fn publish_ticks(world: &World, log: &mut Log, live: &LiveTicks) -> Result<()> {
 }
 
 /// What somebody else may have for a moment: who compares or rebuilds files has to end first.
-fn patiently<T>(world: &World, what: &str, attempt: &mut dyn FnMut() -> Result<Option<T>>) -> Result<T> {
-    for _ in 0..FOLDER_TRIES {
+fn patiently<T>(
+    world: &World,
+    tries: u32,
+    what: &str,
+    attempt: &mut dyn FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    for _ in 0..tries {
         if let Some(got) = attempt()? {
             return Ok(got);
         }
@@ -262,27 +304,47 @@ fn patiently<T>(world: &World, what: &str, attempt: &mut dyn FnMut() -> Result<O
     Err(Error::new(ErrorKind::Locked, format!("the folder {what} is locked by somebody else")))
 }
 
-/// Takes in what is durable of all runs, and brings the files of those that are due to what that says.
+/// Takes in what is durable of all runs, and brings the files of those that are due to what that says; also those
+/// of runs behind whose end something was `touched`.
 fn publish(
-    (world, journal): (&World, &Journal),
+    of: &Of,
     log: &mut Option<Log>,
-    runs: &mut BTreeMap<StreamId, LiveRun>,
-    names: Vec<(StreamId, RunName)>,
+    runs: &mut Runs,
+    (names, touched): (Vec<(StreamId, RunName)>, BTreeSet<StreamId>),
     due: &dyn Fn(&StreamId) -> bool,
 ) -> Result<()> {
+    let world = &of.world;
     let log = match log {
         Some(log) => log,
-        None => log.insert(Log::of_writer(world, journal)?),
+        None => log.insert(Log::of_writer(world, &of.journal)?),
     };
-    log.refresh_with(journal)?;
-    let mut result = Ok(());
+    log.refresh_with(&of.journal)?;
+    let mut failed = Vec::new();
     for (stream, name) in names {
-        let begun = patiently(world, &name.folder(), &mut || LiveRun::create(Arc::clone(&world.disk), &name));
-        match begun {
-            Ok(run) => drop(runs.insert(stream, run)),
-            Err(error) => result = result.and(Err(error)),
-        }
+        let begun = begin(world, &name).map(|run| runs.insert(stream, run));
+        failed.extend(begun.err());
     }
+    for stream in touched.into_iter().filter(|stream| !runs.contains_key(stream)) {
+        failed.extend(show_behind_end(of, log, stream).err());
+    }
+    // Half-written files of a run that fails are for the next repair; others go on.
+    let mut broken = take_in(log, runs)?;
+    runs.retain(|stream, run| {
+        let flushed = if due(stream) { run.flush() } else { Ok(()) };
+        let fine = flushed.is_ok();
+        broken.extend(flushed.err().map(|error| (*stream, error)));
+        fine
+    });
+    for (stream, error) in broken {
+        // Of a file that somebody has removed, nothing is left to write on.
+        let anew = if error.is_missing() { begin_anew(world, log, runs, stream) } else { Err(error) };
+        failed.extend(anew.err());
+    }
+    failed.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Has the runs take in what is new of them. Those that cannot are let go, each with why.
+fn take_in(log: &mut Log, runs: &mut Runs) -> Result<Vec<(StreamId, Error)>> {
     let mut news = BTreeMap::new();
     for (stream, run) in &*runs {
         let known = run.fold().last_seq();
@@ -290,20 +352,51 @@ fn publish(
             news.insert(*stream, Seq(known.0 + 1));
         }
     }
-    // Half-written files of a run that fails are for the next repair; others go on.
+    let mut broken = Vec::new();
     log.reader.several(&news, &mut |raw| {
         let record = decode(raw)?;
         if let Some(Err(error)) = runs.get_mut(&record.stream).map(|run| run.apply(&record)) {
             runs.remove(&record.stream);
-            result = std::mem::replace(&mut result, Ok(())).and(Err(error));
+            broken.push((record.stream, error));
         }
         Ok(())
     })?;
-    runs.retain(|stream, run| {
-        let flushed = if due(stream) { run.flush() } else { Ok(()) };
-        let fine = flushed.is_ok();
-        result = std::mem::replace(&mut result, Ok(())).and(flushed);
-        fine
-    });
-    result
+    Ok(broken)
+}
+
+fn begin(world: &World, name: &RunName) -> Result<LiveRun> {
+    let create = &mut || LiveRun::create(Arc::clone(&world.disk), name);
+    patiently(world, FOLDER_TRIES, &name.folder(), create)
+}
+
+/// Writes the files of a run with all of its records.
+fn begin_anew(world: &World, log: &mut Log, runs: &mut Runs, stream: StreamId) -> Result<()> {
+    let Some(run) = log.run_of(stream)? else { return Ok(()) };
+    let mut alone = Runs::from([(stream, begin(world, &run.name)?)]);
+    let broken = take_in(log, &mut alone)?;
+    broken.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))?;
+    for (stream, mut run) in alone {
+        run.flush()?;
+        runs.insert(stream, run);
+    }
+    Ok(())
+}
+
+/// Shows what was appended to a run that had ended, and whose files nobody keeps up to date any more.
+fn show_behind_end(of: &Of, log: &mut Log, stream: StreamId) -> Result<()> {
+    if !log.has_ended(stream)? {
+        return Ok(());
+    }
+    let Some(run) = log.run_of(stream)? else { return Ok(()) };
+    let ours = log.recorder_of(stream)? == Some(of.recorder);
+    let tries = if ours { FOLDER_TRIES } else { OTHERS_TRIES };
+    let shown = &mut || rebuild_unless_live(log, stream, true);
+    match patiently(&of.world, tries, &run.name.folder(), shown) {
+        Ok(rebuilt) if rebuilt.damaged => {
+            let message = format!("records of {} are damaged; its files were left alone", run.name);
+            Err(Error::new(ErrorKind::Corrupt, message))
+        }
+        Err(error) if error.kind() == ErrorKind::Locked && !ours => Ok(()),
+        shown => shown.map(drop),
+    }
 }

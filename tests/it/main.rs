@@ -30,6 +30,7 @@ mod many;
 mod noted;
 mod observe;
 mod opening;
+mod publishing;
 mod reading;
 mod rebuilding;
 mod reserving;

@@ -82,38 +82,39 @@ pub(crate) struct LiveRun {
     _lock: Arc<dyn File>,
 }
 
+/// One that grows. It is open only while it is written to, so that many runs can go on at once.
 #[derive(Debug)]
 struct LiveLog {
     name: &'static str,
-    file: Arc<dyn File>,
+    full: String,
     len: u64,
     pending: Vec<u8>,
 }
 
 impl LiveLog {
     /// Takes bytes in; many of them are written at once, without being copied.
-    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+    fn append(&mut self, disk: &dyn Disk, bytes: &[u8]) -> Result<()> {
         if self.pending.len() + bytes.len() < PIECE {
             self.pending.extend_from_slice(bytes);
             return Ok(());
         }
-        self.write_pending()?;
-        self.write(bytes)
+        self.write_pending(disk)?;
+        self.write(disk, bytes)
     }
 
-    fn write_pending(&mut self) -> Result<()> {
+    fn write_pending(&mut self, disk: &dyn Disk) -> Result<()> {
         let mut pending = std::mem::take(&mut self.pending);
-        let result = self.write(&pending);
+        let result = self.write(disk, &pending);
         pending.clear();
         self.pending = pending;
         result
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, disk: &dyn Disk, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.file.write_at(bytes, self.len)?;
+        disk.open(&self.full, Open::Write)?.write_at(bytes, self.len)?;
         self.len += bytes.len() as u64;
         Ok(())
     }
@@ -131,8 +132,7 @@ impl LiveRun {
         let log = |log: LogFile| -> Result<LiveLog> {
             let full = format!("{folder}/{}", log.file_name());
             replace(&*disk, &full, b"")?;
-            let file = disk.open(&full, Open::Write)?;
-            Ok(LiveLog { name: log.file_name(), file, len: 0, pending: Vec::new() })
+            Ok(LiveLog { name: log.file_name(), full, len: 0, pending: Vec::new() })
         };
         let logs = [log(LogFile::Worker)?, log(LogFile::Stdout)?, log(LogFile::Stderr)?];
         Ok(Some(Self {
@@ -155,11 +155,11 @@ impl LiveRun {
 
     /// Takes a durable record in.
     pub(crate) fn apply(&mut self, record: &Record) -> Result<()> {
-        let (logs, wholes) = (&mut self.logs, &mut self.wholes);
+        let (disk, logs, wholes) = (&*self.disk, &mut self.logs, &mut self.wholes);
         let mut result = Ok(());
         self.fold.apply(record, &mut |change| match change {
             Change::Append(log, bytes) => {
-                let written = logs[log as usize].append(bytes);
+                let written = logs[log as usize].append(disk, bytes);
                 result = std::mem::replace(&mut result, Ok(())).and(written);
             }
             Change::Whole(name, bytes) => wholes.push((name, bytes)),
@@ -177,7 +177,7 @@ impl LiveRun {
         if !std::mem::take(&mut self.dirty) {
             return Ok(());
         }
-        self.logs.iter_mut().try_for_each(LiveLog::write_pending)?;
+        self.logs.iter_mut().try_for_each(|log| log.write_pending(&*self.disk))?;
         for (name, bytes) in std::mem::take(&mut self.wholes) {
             replace(&*self.disk, &format!("{}/{name}", self.folder), &bytes)?;
             self.cached.note(&*self.disk, &self.folder, &name, bytes.len() as u64)?;

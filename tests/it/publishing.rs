@@ -1,0 +1,119 @@
+//! The files of runs while an engine goes on: what they cost, and what shows in them that comes late.
+
+use runwal::clock::{Clock, System};
+use runwal::engine::{Conditions, Engine, NewRecord, Options, Receipt};
+use runwal::record::{Body, Channel, Level, Lifecycle};
+use runwal::testing::stage::prepared;
+use std::path::Path;
+use std::time::Duration;
+
+fn open(dir: &Path) -> Engine {
+    Engine::open(dir.join("data"), Options::default()).unwrap().0
+}
+
+fn begin(engine: &Engine, run: &str) -> Receipt {
+    engine.begin_run(&prepared(engine, "t", run).unwrap(), None, Conditions::none(), &[]).unwrap()
+}
+
+fn chunk(bytes: &[u8]) -> NewRecord {
+    Body::Chunk(Channel::Stdout, bytes.to_vec()).into()
+}
+
+fn end(engine: &Engine, run: &Receipt) -> Receipt {
+    let end =
+        NewRecord { ends: true, ..Body::Lifecycle(Lifecycle::new("over", Level::Info, "Over.")).into() };
+    engine.append(run.stream, None, &[end]).unwrap()
+}
+
+#[expect(clippy::disallowed_methods, reason = "looks at the file as its reader does")]
+fn stdout(dir: &Path, run: &str) -> String {
+    std::fs::read_to_string(dir.join(format!("data/runs/t/{run}/stdout.log"))).unwrap_or_default()
+}
+
+#[expect(clippy::disallowed_methods, reason = "does what somebody does who tidies up")]
+fn remove(dir: &Path, name: &str) {
+    std::fs::remove_file(dir.join("data").join(name)).unwrap();
+}
+
+/// How many descriptors this process has open below the folder of the runs.
+#[expect(clippy::disallowed_methods, reason = "asks the operating system")]
+fn open_files_of_runs(dir: &Path) -> usize {
+    let runs = dir.canonicalize().unwrap().join("data/runs");
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    open.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|at| at.starts_with(&runs))).count()
+}
+
+/// Waits for what takes some milliseconds: what does not happen is a failure, and no hang.
+fn until(happened: impl Fn() -> bool) {
+    let since_ns = System.monotonic_ns();
+    while !happened() {
+        assert!(System.monotonic_ns() - since_ns < 60_000_000_000, "it does not happen");
+        System.pause(Duration::from_millis(1));
+    }
+}
+
+fn nothing_is_left_to_repair(dir: &Path) {
+    let (engine, report) = Engine::open(dir.join("data"), Options::default()).unwrap();
+    assert_eq!((report.rewritten_files, report.problems), (0, Vec::new()));
+    engine.close().unwrap();
+}
+
+/// An engine that begins run after run, for as long as it likes, runs out of nothing.
+#[test]
+fn a_run_that_goes_on_holds_one_descriptor_and_one_that_ended_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    for round in 0..3 {
+        let runs: Vec<_> = (0..20).map(|n| begin(&engine, &format!("r{round}-{n}"))).collect();
+        for run in &runs {
+            engine.append(run.stream, None, &[chunk(b"line\n")]).unwrap();
+        }
+        until(|| (0..20).all(|n| stdout(dir.path(), &format!("r{round}-{n}")) == "line\n"));
+        until(|| open_files_of_runs(dir.path()) == 20);
+        for run in &runs {
+            end(&engine, run);
+        }
+        until(|| open_files_of_runs(dir.path()) == 0);
+    }
+    engine.close().unwrap();
+    nothing_is_left_to_repair(dir.path());
+}
+
+/// Whoever appends it, and however: its own engine, or one that has begun others.
+#[test]
+fn what_comes_behind_the_end_of_a_run_is_shown_in_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, other) = (open(dir.path()), open(dir.path()));
+    let run = begin(&engine, "r");
+    engine.wait_published(&end(&engine, &run)).unwrap();
+    until(|| open_files_of_runs(dir.path()) == 0);
+    let late = engine.append(run.stream, None, &[chunk(b"late\n")]).unwrap();
+    engine.wait_published(&late).unwrap();
+    assert_eq!(stdout(dir.path(), "r"), "late\n");
+    let late = other.append(run.stream, None, &[chunk(b"other\n")]).unwrap();
+    other.wait_published(&late).unwrap();
+    assert_eq!(stdout(dir.path(), "r"), "late\nother\n");
+    drop(engine.buffer(run.stream, None, &[chunk(b"buffered\n")]).unwrap());
+    until(|| stdout(dir.path(), "r") == "late\nother\nbuffered\n");
+    until(|| open_files_of_runs(dir.path()) == 0);
+    engine.close().unwrap();
+    other.close().unwrap();
+    nothing_is_left_to_repair(dir.path());
+}
+
+/// Somebody tidies up.
+#[test]
+fn a_file_that_is_removed_while_its_run_goes_on_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let run = begin(&engine, "r");
+    let first = engine.append(run.stream, None, &[chunk(b"one\n")]).unwrap();
+    engine.wait_published(&first).unwrap();
+    remove(dir.path(), "runs/t/r/stdout.log");
+    let second = engine.append(run.stream, None, &[chunk(b"two\n")]).unwrap();
+    engine.wait_published(&second).unwrap();
+    assert_eq!(stdout(dir.path(), "r"), "one\ntwo\n");
+    engine.wait_published(&end(&engine, &run)).unwrap();
+    engine.close().unwrap();
+    nothing_is_left_to_repair(dir.path());
+}
