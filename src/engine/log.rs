@@ -271,12 +271,13 @@ impl Log {
             return Ok(RunInfo { name, stream });
         }
         if spec == "@last" {
-            for stream in self.reader.streams()?.into_iter().rev() {
-                if let Some(run) = self.run_of(stream)? {
-                    return Ok(run);
-                }
-            }
-            return Err(self.no_such_run(spec)?);
+            let mut last = None;
+            self.requests(&mut |stream, request| {
+                last = Some(RunInfo { name: request.name, stream });
+                Ok(false)
+            })?;
+            let Some(last) = last else { return Err(self.no_such_run(spec)?) };
+            return Ok(last);
         }
         let runs = self.runs()?;
         let exact: Vec<_> = runs.iter().filter(|run| run.name.run.as_str() == spec).cloned().collect();
@@ -344,6 +345,31 @@ impl Log {
             Ok(true)
         })?;
         Ok((fold, damage))
+    }
+
+    /// The same for several runs, for the state alone: a batch that many of them have records in is read once.
+    pub fn folds(&mut self, streams: &[StreamId]) -> Result<(BTreeMap<StreamId, RunFold>, Vec<Damage>)> {
+        let mut folds: BTreeMap<_, _> = streams.iter().map(|id| (*id, RunFold::for_state())).collect();
+        let from = streams.iter().map(|id| (*id, Seq(1))).collect();
+        self.reader.several(&from, &mut |raw| {
+            let record = decode(raw)?;
+            if let Some(fold) = folds.get_mut(&record.stream) {
+                fold.apply(&record, &mut |_| {});
+            }
+            Ok(())
+        })?;
+        let mut damage = Vec::new();
+        for (stream, fold) in &folds {
+            let last = self.end_of(*stream)?.map_or(Seq::ZERO, |(last, _)| last);
+            let whole = !fold.has_gap() && fold.last_seq() == last;
+            if !whole || !self.reader.lost_behind(*stream)?.is_empty() {
+                // Reading it alone tells what is missing.
+                damage.extend(self.stream(*stream, Seq(1), &mut |_| Ok(true))?);
+            }
+        }
+        damage.sort_by_key(|met: &Damage| (met.segment, met.offset));
+        damage.dedup_by_key(|met| (met.segment, met.offset));
+        Ok((folds, damage))
     }
 
     /// The last checkpoint of a run that is wanted, whole, with its content; and the damage met.
@@ -434,25 +460,36 @@ impl Log {
         Ok((request, damage))
     }
 
-    /// The newest run of a task whose request is wanted. Goes back from the end of the journal and
-    /// reads first records only. With it comes the damage behind which a newer one may be hidden.
+    /// The newest run of a task whose request is wanted. With it comes the damage behind which a newer one may be
+    /// hidden.
     pub fn newest(
         &mut self,
         task: &Id,
         wanted: &dyn Fn(&RunPrepared) -> bool,
     ) -> Result<(Option<RunInfo>, Vec<Damage>)> {
         let mut newest = None;
-        let damage = self.reader.beginnings(&mut |raw| {
-            let record = decode(raw)?;
-            if let Body::Run(request) = record.body
-                && request.name.task == *task
-                && wanted(&request)
-            {
-                newest = Some(RunInfo { name: request.name, stream: record.stream });
+        let damage = self.requests(&mut |stream, request| {
+            if request.name.task == *task && wanted(&request) {
+                newest = Some(RunInfo { name: request.name, stream });
             }
             Ok(newest.is_none())
         })?;
         Ok((newest, damage))
+    }
+
+    /// Hands each run with what was asked for on to `visit`, the newest first, until that has enough. Goes back from
+    /// the end of the journal and reads first records only. Answers with the damage behind which there may be others.
+    pub fn requests(
+        &mut self,
+        visit: &mut dyn FnMut(StreamId, RunPrepared) -> Result<bool>,
+    ) -> Result<Vec<Damage>> {
+        self.reader.beginnings(&mut |raw| {
+            let record = decode(raw)?;
+            match record.body {
+                Body::Run(request) => visit(record.stream, *request),
+                _ => Ok(true),
+            }
+        })
     }
 
     /// Whether a run has its end, as the journal counts it: its state does not change any more, also

@@ -34,6 +34,7 @@ mod publishing;
 mod reading;
 mod rebuilding;
 mod reserving;
+mod selecting;
 mod sharing;
 mod steps;
 mod surroundings;

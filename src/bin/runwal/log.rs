@@ -3,9 +3,9 @@
 use crate::args::{Global, LevelName, LogArgs, moment};
 use crate::{Done, Failure, complain, show};
 use runwal::clock::Clock;
-use runwal::engine::{Entry, Log, RunInfo};
+use runwal::engine::{Damage, Entry, Log, Records, RunInfo};
 use runwal::error::Error;
-use runwal::position::{Position, StreamId, Time};
+use runwal::position::{Position, Seq, StreamId, Time};
 use runwal::record::{Body, Kind, Level, Record, RunName};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
@@ -53,7 +53,8 @@ impl Filter {
     }
 
     fn fits(&self, record: &Record) -> bool {
-        self.run.as_ref().is_none_or(|run| run.stream == record.stream)
+        record.position >= self.from
+            && self.run.as_ref().is_none_or(|run| run.stream == record.stream)
             && self.since.is_none_or(|since| record.time >= since)
             && self.until.is_none_or(|until| record.time <= until)
             && (self.kinds.is_empty()
@@ -63,14 +64,14 @@ impl Filter {
 }
 
 /// Prints records, and remembers the names of their runs.
-struct Printer {
-    json: bool,
-    colored: bool,
+struct Printer<'g> {
+    global: &'g Global,
     journal: [u8; 16],
     names: BTreeMap<StreamId, Option<RunName>>,
+    damaged: bool,
 }
 
-impl Printer {
+impl Printer<'_> {
     fn line(&mut self, log: &mut Log, record: &Record) -> Result<String, Error> {
         if !self.names.contains_key(&record.stream) {
             if self.names.len() >= MAX_NAMES {
@@ -79,12 +80,21 @@ impl Printer {
             let name = log.run_of(record.stream)?.map(|run| run.name);
             self.names.insert(record.stream, name);
         }
+        Ok(self.rendered(record))
+    }
+
+    fn rendered(&self, record: &Record) -> String {
         let name = self.names.get(&record.stream).and_then(Option::as_ref);
-        Ok(if self.json {
+        if self.global.json() {
             show::record_json(record, name, &self.journal)
         } else {
-            show::record_text(record, name, self.colored)
-        })
+            show::record_text(record, name, self.global.colored())
+        }
+    }
+
+    fn damage(&mut self, found: &Damage) {
+        show::damage(found, self.global.json());
+        self.damaged |= !found.accepted;
     }
 }
 
@@ -99,81 +109,197 @@ pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
         };
     let Some(mut log) = global.log()? else { return Ok(0) };
     let filter = Filter::new(&mut log, args)?;
-    // Names are looked up beside the read, which holds its own handle.
-    let mut names = global.log()?.ok_or_else(|| Failure::Usage("the journal went away".to_owned()))?;
-    let mut printer = Printer {
-        json: global.json(),
-        colored: global.colored(),
-        journal: log.journal_id(),
-        names: BTreeMap::new(),
-    };
+    let known = filter.run.iter().map(|run| (run.stream, Some(run.name.clone())));
+    let names = known.collect();
+    let mut printer = Printer { global, journal: log.journal_id(), names, damaged: false };
     let mut out = std::io::stdout().lock();
-    let mut damaged = false;
-    let mut ended = false;
-    let mut held: VecDeque<String> = VecDeque::new();
-    let mut caught_up = false;
-    {
-        let since_start = filter.since.filter(|_| filter.from == Position(1));
-        let mut records = match since_start {
-            Some(since) => log.records_since(since)?,
-            None => log.records(filter.from)?,
+    let durable = log.durable();
+    let told = match (last, &filter.run) {
+        (Some(last), _) => print_last(&mut out, &mut log, &filter, &mut printer, (last, args.reverse))?,
+        (None, _) if args.reverse => {
+            print_last(&mut out, &mut log, &filter, &mut printer, (usize::MAX, true))?
+        }
+        (None, Some(run)) => print_run(&mut out, &mut log, &filter, &mut printer, run.stream)?,
+        (None, None) => print_all(&mut out, &mut log, &filter, &mut printer)?,
+    };
+    out.flush()?;
+    if args.follow {
+        let from = Position(durable.0.saturating_add(1));
+        follow(&mut out, &mut log, &filter, &mut printer, (from, told))?;
+    }
+    drop(out);
+    finish(&mut log, printer.damaged, global)
+}
+
+/// Prints what is there, as it is read.
+fn print_all(
+    out: &mut impl Write,
+    log: &mut Log,
+    filter: &Filter,
+    printer: &mut Printer<'_>,
+) -> Result<Vec<Damage>, Failure> {
+    let mut told = Vec::new();
+    let mut records = filter.records(log)?;
+    while let Some(entry) = records.next()? {
+        match entry {
+            Entry::Damage(found) => {
+                printer.damage(&found);
+                told.push(found);
+            }
+            Entry::Record(record) if filter.fits(&record) => {
+                let line = printer.line(records.log(), &record)?;
+                writeln!(out, "{line}")?;
+            }
+            Entry::Record(_) => {}
+        }
+    }
+    Ok(told)
+}
+
+/// The same of one run, without a look at what others have recorded beside it.
+fn print_run(
+    out: &mut impl Write,
+    log: &mut Log,
+    filter: &Filter,
+    printer: &mut Printer<'_>,
+    stream: StreamId,
+) -> Result<Vec<Damage>, Failure> {
+    let mut written = Ok(());
+    let told = log.stream(stream, Seq(1), &mut |record| {
+        if filter.fits(record) {
+            written = writeln!(out, "{}", printer.rendered(record));
+        }
+        Ok(written.is_ok())
+    })?;
+    written?;
+    told.iter().for_each(|found| printer.damage(found));
+    Ok(told)
+}
+
+/// Prints the last records of what is there. Reads from near the end on, and from further away where that was not
+/// enough of what is asked for.
+fn print_last(
+    out: &mut impl Write,
+    log: &mut Log,
+    filter: &Filter,
+    printer: &mut Printer<'_>,
+    (last, reverse): (usize, bool),
+) -> Result<Vec<Damage>, Failure> {
+    let end = match &filter.run {
+        Some(run) => log.end_of(run.stream)?.map_or(0, |(seq, _)| seq.0),
+        None => log.durable().0,
+    };
+    let (mut held, mut width) = (Held::new(last), last as u64);
+    let told = loop {
+        let first = end.saturating_sub(width).saturating_add(1);
+        held.records.clear();
+        let told = match &filter.run {
+            Some(run) => log.stream(run.stream, Seq(first), &mut |record| {
+                held.push(filter, record);
+                Ok(true)
+            })?,
+            None => filter.hold_from(log, Position(first), &mut held)?,
         };
-        loop {
-            match records.next()? {
-                Some(Entry::Damage(found)) => {
-                    show::damage(&found, global.json());
-                    damaged |= !found.accepted;
+        let is_all =
+            first == 1 || (filter.run.is_none() && first <= filter.from.0) || filter.begins_by_time();
+        if held.records.len() >= last || is_all {
+            break told;
+        }
+        width = width.max(64).saturating_mul(4);
+    };
+    told.iter().for_each(|found| printer.damage(found));
+    if reverse {
+        held.records.make_contiguous().reverse();
+    }
+    for record in held.records {
+        let line = printer.line(log, &record)?;
+        writeln!(out, "{line}")?;
+    }
+    Ok(told)
+}
+
+/// The last records that fit.
+struct Held {
+    most: usize,
+    records: VecDeque<Record>,
+}
+
+impl Held {
+    fn new(most: usize) -> Self {
+        Self { most, records: VecDeque::new() }
+    }
+
+    fn push(&mut self, filter: &Filter, record: &Record) {
+        if filter.fits(record) {
+            self.records.push_back(record.clone());
+        }
+        if self.records.len() > self.most {
+            self.records.pop_front();
+        }
+    }
+}
+
+impl Filter {
+    /// Whether reading begins where the time is about to be, which no position tells.
+    fn begins_by_time(&self) -> bool {
+        self.since.is_some() && self.run.is_none() && self.from == Position(1)
+    }
+
+    fn records<'l>(&self, log: &'l mut Log) -> Result<Records<'l>, Error> {
+        match self.since.filter(|_| self.begins_by_time()) {
+            Some(since) => log.records_since(since),
+            None => log.records(self.from),
+        }
+    }
+
+    fn hold_from(&self, log: &mut Log, first: Position, held: &mut Held) -> Result<Vec<Damage>, Error> {
+        let mut told = Vec::new();
+        let mut records =
+            if self.begins_by_time() { self.records(log)? } else { log.records(first.max(self.from))? };
+        while let Some(entry) = records.next()? {
+            match entry {
+                Entry::Damage(found) => told.push(found),
+                Entry::Record(record) => held.push(self, &record),
+            }
+        }
+        Ok(told)
+    }
+}
+
+/// Prints what comes from a position on, until the run ends or for ever.
+fn follow(
+    out: &mut impl Write,
+    log: &mut Log,
+    filter: &Filter,
+    printer: &mut Printer<'_>,
+    (from, told): (Position, Vec<Damage>),
+) -> Result<(), Failure> {
+    let mut ended = match &filter.run {
+        Some(run) => log.has_ended(run.stream)?,
+        None => false,
+    };
+    let mut records = log.records(from)?;
+    while !ended {
+        match records.next()? {
+            Some(Entry::Damage(found)) if told.contains(&found) => {}
+            Some(Entry::Damage(found)) => printer.damage(&found),
+            Some(Entry::Record(record)) if filter.fits(&record) => {
+                let line = printer.line(records.log(), &record)?;
+                writeln!(out, "{line}")?;
+            }
+            Some(Entry::Record(_)) => {}
+            None => {
+                out.flush()?;
+                if let Some(run) = &filter.run {
+                    ended = records.log().has_ended(run.stream)?;
                 }
-                Some(Entry::Record(record)) => {
-                    ended |= record.ends && filter.run.as_ref().is_some_and(|r| r.stream == record.stream);
-                    if !filter.fits(&record) {
-                        continue;
-                    }
-                    let line = printer.line(&mut names, &record)?;
-                    let hold = args.reverse || last.is_some();
-                    if caught_up || !hold {
-                        writeln!(out, "{line}")?;
-                    } else {
-                        held.push_back(line);
-                        if last.is_some_and(|last| held.len() > last) {
-                            held.pop_front();
-                        }
-                    }
-                }
-                None => {
-                    if !caught_up {
-                        print_held(&mut out, &mut held, args.reverse, last)?;
-                        caught_up = true;
-                    }
-                    out.flush()?;
-                    if !args.follow || ended {
-                        break;
-                    }
-                    if records.wait(Duration::from_secs(1))? {
-                        names.refresh()?;
-                    }
+                if !ended {
+                    records.wait(Duration::from_secs(1))?;
                 }
             }
         }
     }
-    out.flush()?;
-    drop(out);
-    finish(&mut log, damaged, global)
-}
-
-fn print_held(
-    out: &mut impl Write,
-    held: &mut VecDeque<String>,
-    reverse: bool,
-    last: Option<usize>,
-) -> std::io::Result<()> {
-    if reverse {
-        let count = last.unwrap_or(held.len());
-        held.iter().rev().take(count).try_for_each(|line| writeln!(out, "{line}"))?;
-        held.clear();
-        return Ok(());
-    }
-    held.drain(..).try_for_each(|line| writeln!(out, "{line}"))
+    Ok(())
 }
 
 /// The exit code of a command that read to the end, with a word on stderr where it is not 0.
