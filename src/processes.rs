@@ -115,7 +115,8 @@ pub(crate) struct Left {
 pub(crate) fn left_of(run: &str, recorder: &str, worker: Identity) -> Vec<Left> {
     const SHOWN: usize = 200;
     let Ok(proc_fs) = table() else { return Vec::new() };
-    let found = members(run, recorder, Some(worker), last_pid(&proc_fs) >= Some(worker.pid));
+    let younger = (last_pid(&proc_fs) >= Some(worker.pid)).then_some(worker.pid);
+    let found = Snapshot::take(younger).map(|seen| seen.members(run, recorder, Some(worker)));
     let command = |pid: u32| {
         let line = read(&proc_fs, &format!("{pid}/cmdline")).unwrap_or_default();
         let words: Vec<_> = line.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
@@ -130,41 +131,73 @@ fn last_pid(proc_fs: &dyn Disk) -> Option<u32> {
     std::str::from_utf8(&text).ok()?.split_whitespace().last()?.parse().ok()
 }
 
-/// All processes that belong to a run: in the group of its worker (if the worker's identity still
-/// holds for that group) or with the run's variables in their environment.
-///
-/// With `younger`, only those with higher ids than the worker's are looked at: ids are given away
-/// upwards, and whoever asks knows that they have not begun anew.
-fn members(run: &str, recorder: &str, worker: Option<Identity>, younger: bool) -> Result<Vec<Identity>> {
-    let proc_fs = table()?;
-    let wanted = [format!("{RUN_VARIABLE}={run}"), format!("{RECORDER_VARIABLE}={recorder}")];
-    let mut pids: Vec<u32> = Vec::new();
-    proc_fs.list(".", &mut |name, kind| {
-        if kind == Kind::Directory
-            && let Ok(pid) = name.parse()
-            && (!younger || worker.is_none_or(|worker| pid > worker.pid))
-        {
-            pids.push(pid);
+/// All processes, as they were at one moment.
+#[derive(Debug)]
+pub(crate) struct Snapshot(Vec<Process>);
+
+#[derive(Debug)]
+struct Process {
+    identity: Identity,
+    group: u32,
+    is_zombie: bool,
+    /// Its variables that tell of a run.
+    marks: Vec<Vec<u8>>,
+}
+
+impl Snapshot {
+    /// Takes it. With `younger`, only of those with higher ids than that: ids are given away upwards, and whoever
+    /// asks knows that they have not begun anew.
+    pub(crate) fn take(younger: Option<u32>) -> Result<Self> {
+        let proc_fs = table()?;
+        let mut pids: Vec<u32> = Vec::new();
+        proc_fs.list(".", &mut |name, kind| {
+            if kind == Kind::Directory
+                && let Ok(pid) = name.parse()
+                && younger.is_none_or(|than| pid > than)
+            {
+                pids.push(pid);
+            }
+        })?;
+        let mut all = Vec::new();
+        for pid in pids.into_iter().filter(|pid| *pid != std::process::id()) {
+            // Processes come and go while they are looked at.
+            let stat = read(&proc_fs, &format!("{pid}/stat")).ok();
+            let Some(status) = stat.and_then(|stat| parse_stat(&stat)) else { continue };
+            let is_zombie = status.state == b'Z';
+            let environ = if is_zombie { Vec::new() } else { environment(&proc_fs, pid, &status) };
+            let told = environ.split(|b| *b == 0).filter(|variable| {
+                let name = variable.split(|b| *b == b'=').next().unwrap_or_default();
+                name == RUN_VARIABLE.as_bytes() || name == RECORDER_VARIABLE.as_bytes()
+            });
+            let marks = told.map(<[u8]>::to_vec).collect();
+            let identity = Identity { pid, start_ticks: status.start_ticks };
+            all.push(Process { identity, group: status.group, is_zombie, marks });
         }
-    })?;
-    // The group's number is the worker's id; it is free for others only once the whole group and
-    // the worker are gone, so a leader with another start time means it was given away.
-    let group = worker.filter(|w| identity(w.pid).is_none_or(|now| now == *w)).map(|w| w.pid);
-    let mut found = Vec::new();
-    for pid in pids {
-        // Processes come and go while they are looked at.
-        let stat = read(&proc_fs, &format!("{pid}/stat")).ok();
-        let Some(status) = stat.and_then(|stat| parse_stat(&stat)) else { continue };
-        if status.state == b'Z' || pid == std::process::id() {
-            continue;
-        }
-        let environ = environment(&proc_fs, pid, &status);
-        let marked = wanted.iter().all(|w| environ.split(|b| *b == 0).any(|v| v == w.as_bytes()));
-        if marked || group == Some(status.group) {
-            found.push(Identity { pid, start_ticks: status.start_ticks });
-        }
+        Ok(Self(all))
     }
-    Ok(found)
+
+    /// All that belong to a run: in the group of its worker (if the worker's identity still holds for that group)
+    /// or with the run's variables in their environment.
+    pub(crate) fn members(&self, run: &str, recorder: &str, worker: Option<Identity>) -> Vec<Identity> {
+        let wanted = [format!("{RUN_VARIABLE}={run}"), format!("{RECORDER_VARIABLE}={recorder}")];
+        // The group's number is the worker's id; it is free for others only once the whole group and
+        // the worker are gone, so a leader with another start time means it was given away.
+        let group = worker.filter(|w| identity(w.pid).is_none_or(|now| now == *w)).map(|w| w.pid);
+        let is_marked = |p: &Process| wanted.iter().all(|w| p.marks.iter().any(|mark| mark == w.as_bytes()));
+        let alive = self.0.iter().filter(|process| !process.is_zombie);
+        alive.filter(|p| group == Some(p.group) || is_marked(p)).map(|p| p.identity).collect()
+    }
+
+    /// Asks those to end that say of themselves that they belong to a run.
+    pub(crate) fn ask_to_end(&self, run: &str, recorder: &str) {
+        self.members(run, recorder, None).into_iter().for_each(ask_to_end);
+    }
+}
+
+fn ask_to_end(process: Identity) {
+    signal(process, Signal::TERM);
+    // A stopped process does not hear until it is let go on.
+    signal(process, Signal::CONT);
 }
 
 /// The variables of a process. One that is just becoming another program has none for a moment, and no
@@ -189,45 +222,40 @@ fn signal(process: Identity, signal: Signal) -> bool {
     identity(process.pid) == Some(process) && pidfd_send_signal(&handle, signal).is_ok()
 }
 
-/// Ends what is left of a run whose recorder is dead: asks, waits for `grace`, then kills. Answers
-/// with how many processes it found.
+/// Ends what was left at some moment of a run whose recorder is dead: asks, waits until `patient_until` of the clock
+/// that never goes back, then kills. Answers with how many processes there were.
 pub(crate) fn end_orphans(
     clock: &dyn Clock,
-    run: &str,
-    recorder: &str,
+    seen: &Snapshot,
+    (run, recorder): (&str, &str),
     worker: Option<Identity>,
-    grace: Duration,
+    patient_until: Duration,
 ) -> Result<usize> {
-    let found = members(run, recorder, worker, false)?;
+    const MOST: Duration = Duration::from_secs(5);
+    let found = seen.members(run, recorder, worker);
     if found.is_empty() {
         return Ok(0);
     }
     let count = found.len();
-    found.iter().for_each(|p| {
-        signal(*p, Signal::TERM);
-        // A stopped process does not hear until it is let go on.
-        signal(*p, Signal::CONT);
-    });
-    let start = clock.monotonic_ns();
-    let mut killed = false;
+    found.into_iter().for_each(ask_to_end);
+    let mut killed_at = None;
     loop {
-        let left = members(run, recorder, worker, false)?;
+        let left = Snapshot::take(None)?.members(run, recorder, worker);
         if left.is_empty() {
             return Ok(count);
         }
-        let waited = Duration::from_nanos(clock.monotonic_ns().saturating_sub(start));
-        if waited >= grace {
-            left.iter().for_each(|p| {
-                signal(*p, Signal::KILL);
+        let now = Duration::from_nanos(clock.monotonic_ns());
+        if now >= patient_until {
+            left.iter().for_each(|process| {
+                signal(*process, Signal::KILL);
             });
-            killed = true;
-        }
-        if killed && waited >= grace + Duration::from_secs(5) {
-            let pids: Vec<String> = left.iter().map(|p| p.pid.to_string()).collect();
-            return Err(Error::new(
-                crate::error::ErrorKind::Retry,
-                format!("processes {} of run {run} do not end", pids.join(", ")),
-            ));
+            if now.saturating_sub(*killed_at.get_or_insert(now)) >= MOST {
+                let pids: Vec<String> = left.iter().map(|p| p.pid.to_string()).collect();
+                return Err(Error::new(
+                    crate::error::ErrorKind::Retry,
+                    format!("processes {} of run {run} do not end", pids.join(", ")),
+                ));
+            }
         }
         clock.pause(POLL);
     }

@@ -6,13 +6,13 @@
 //! later is shown by comparing its files with all of its records.
 
 use super::log::decode;
-use super::rebuild::{rebuild_stream, rebuild_unless_live};
+use super::rebuild::{rebuild_unless_live, show_ticks};
 use super::{Engine, Log, World};
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
-use crate::projection::publish::{LiveRun, LiveTicks, TICKS_FOLDER, lock_folder};
+use crate::projection::publish::{LiveRun, TICKS_FOLDER};
 use crate::record::RunName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -198,7 +198,6 @@ fn work(of: &Of, shared: &Shared) {
     let _tells = TellsPanic(shared);
     let mut runs = Runs::new();
     let mut log = None;
-    let live_ticks = LiveTicks::new(Arc::clone(&world.disk));
     let now = || Duration::from_nanos(world.clock.monotonic_ns());
     let (mut shown_at, mut took) = (now(), Duration::ZERO);
     loop {
@@ -223,7 +222,7 @@ fn work(of: &Of, shared: &Shared) {
         let due = |stream: &StreamId| all || hurried.contains(stream);
         let result = publish(of, &mut log, &mut runs, (names, touched), &due);
         let with_ticks = match log.as_mut().filter(|_| ticks) {
-            Some(log) => publish_ticks(world, log, &live_ticks),
+            Some(log) => publish_ticks(world, log),
             None => Ok(()),
         };
         // What is made durable while the engine is closed is for the next repair.
@@ -261,27 +260,10 @@ fn work(of: &Of, shared: &Shared) {
     }
 }
 
-/// Brings the files of the timed jobs to what the journal says, with everybody's records.
-fn publish_ticks(world: &World, log: &mut Log, live: &LiveTicks) -> Result<()> {
-    let _lock =
-        patiently(world, FOLDER_TRIES, TICKS_FOLDER, &mut || lock_folder(&*world.disk, TICKS_FOLDER))?;
-    // Whoever published before may have seen more than this thread has.
-    log.refresh()?;
+/// Brings the files of the timed jobs to what the journal says.
+fn publish_ticks(world: &World, log: &mut Log) -> Result<()> {
     let Some(stream) = log.ticks()? else { return Ok(()) };
-    if let Some(from) = live.next() {
-        let published = live.publish(&mut |visit| {
-            let damage = log.stream(stream, from, &mut |record| {
-                visit(record);
-                Ok(true)
-            })?;
-            Ok(damage.is_empty())
-        })?;
-        if published {
-            return Ok(());
-        }
-    }
-    let rebuilt = rebuild_stream(log, stream, true)?;
-    if rebuilt.damaged {
+    if patiently(world, FOLDER_TRIES, TICKS_FOLDER, &mut || show_ticks(log, stream))?.damaged {
         let message = "records of the timed jobs are damaged; their files were left alone";
         return Err(Error::new(ErrorKind::Corrupt, message));
     }

@@ -6,7 +6,7 @@ use super::{Log, RunInfo};
 use crate::disk::{Disk, File, Kind};
 use crate::error::{ErrorKind, Result};
 use crate::position::{Position, Seq, StreamId};
-use crate::projection::publish::{Rebuild, Rebuilt, TICKS_FOLDER, lock_folder};
+use crate::projection::publish::{LiveTicks, Rebuild, Rebuilt, TICKS_FOLDER, lock_folder};
 use crate::reader::Lent;
 use crate::record::Record;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ pub(super) const REPAIRED_AT_ONCE: usize = 64;
 const MOST_KEPT: usize = 16 << 20;
 
 /// Compares, and with `write` rewrites, the files that one stream feeds. Their lock is held.
-pub(super) fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Result<Rebuilt> {
+fn rebuild_stream(log: &mut Log, stream: StreamId, write: bool) -> Result<Rebuilt> {
     let disk = Arc::clone(log.reader.handle.disk());
     let last = log.end_of(stream)?.map_or(Position::ZERO, |(_, position)| position);
     let mut rebuild = match log.run_of(stream)? {
@@ -41,6 +41,42 @@ pub(super) fn rebuild_unless_live(log: &mut Log, stream: StreamId, write: bool) 
     // What its recorder did before it gave the lock back has to be seen.
     log.refresh()?;
     rebuild_stream(log, stream, write).map(Some)
+}
+
+/// Brings the files of the timed jobs to what the journal says, with everybody's records: those that are new are
+/// written behind what is there, where that is as whoever published last has left it. `None` where somebody else
+/// is at it.
+pub(super) fn show_ticks(log: &mut Log, stream: StreamId) -> Result<Option<Rebuilt>> {
+    let disk = Arc::clone(log.reader.handle.disk());
+    let Some(_lock) = lock_folder(&*disk, TICKS_FOLDER)? else { return Ok(None) };
+    // Whoever published before may have seen more than is known here.
+    log.refresh()?;
+    let live = LiveTicks::new(disk);
+    if let Some((seq, position)) = live.shown()
+        && has_record(log, stream, seq, position)?
+    {
+        let published = live.publish(&mut |visit| {
+            let damage = log.stream(stream, Seq(seq.0 + 1), &mut |record| {
+                visit(record);
+                Ok(true)
+            })?;
+            Ok(damage.is_empty())
+        })?;
+        if published {
+            return Ok(Some(Rebuilt::default()));
+        }
+    }
+    rebuild_stream(log, stream, true).map(Some)
+}
+
+/// Whether a record of a stream stands where it was said to: what was noted of a longer copy of the journal, which
+/// was put back since, holds for nobody.
+fn has_record(log: &mut Log, stream: StreamId, seq: Seq, position: Position) -> Result<bool> {
+    match log.record(stream, seq) {
+        Ok(record) => Ok(record.is_some_and(|record| record.position == position)),
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Who has a folder's files.

@@ -4,15 +4,15 @@
 use super::ending::{Ending, EndingData, ending_records};
 use super::log::decode;
 use super::noted::Noted;
-use super::rebuild::{REPAIRED_AT_ONCE, rebuild_unless_live, repair_runs};
-use super::{Engine, Log, MissedTicks, NewRecord, Options, RunInfo, tickers};
+use super::rebuild::{REPAIRED_AT_ONCE, rebuild_unless_live, repair_runs, show_ticks};
+use super::{Engine, Log, MissedTicks, NewRecord, Options, RunInfo, Ticket, tickers};
 use crate::disk::Disk;
 use crate::error::{ErrorKind, Result};
 use crate::journal::live::Dead;
 use crate::journal::{OpenReport, Verdict};
 use crate::observe;
 use crate::position::{Position, Seq, StreamId};
-use crate::processes::{Identity, end_orphans};
+use crate::processes::{Identity, Snapshot, end_orphans};
 use crate::projection::RunFold;
 use crate::projection::publish::{Rebuilt, TICKS_FOLDER, looks_right};
 use crate::record::{
@@ -20,6 +20,7 @@ use crate::record::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 const OUTCOMES: &str = "cache/outcome-";
 /// Of how many streams the files must have been found right for that to be noted: the next who opens looks at no
@@ -114,8 +115,8 @@ fn sweep_outcomes(engine: &Engine) -> Result<()> {
     if listed.is_err() || told.is_empty() {
         return Ok(());
     }
-    let open: Vec<_> = engine.journal().open_streams()?.into_iter().map(outcome_name).collect();
-    for name in told.iter().filter(|name| !open.contains(name)) {
+    let open: BTreeSet<_> = engine.journal().open_streams()?.into_iter().map(outcome_name).collect();
+    for name in told.iter().filter(|name| !open.contains(*name)) {
         // Whatever cannot be removed, a directory for one, is in nobody's way.
         let _ = disk.remove(name);
     }
@@ -155,6 +156,7 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
         }
         ours.push((recorder, info));
     }
+    let left = Left::of(engine, options, &ours)?;
     for some in ours.chunks(REPAIRED_AT_ONCE) {
         let mut runs: BTreeMap<_, _> = some
             .iter()
@@ -175,14 +177,14 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
             }
             Err(error) => return Err(error),
         }
+        // Their ends are made durable together.
+        let mut handed_in = Vec::new();
         for (recorder, run) in some {
             // Somebody else may be ending them.
             let still_dead = matches!(dead.get(recorder), Some(Some(_)));
             let Some(found) = runs.remove(&run.stream).filter(|_| still_dead) else { continue };
-            match end_run(engine, options, &found, run) {
-                Ok(Some(run)) => report.interrupted.push(run),
-                Ok(None) => {}
-                Err(error) if error.kind() == ErrorKind::Conflict => {}
+            match end_run(engine, &left, &found, run) {
+                Ok(ended) => handed_in.extend(ended),
                 Err(error) if error.kind() == ErrorKind::Retry => {
                     report.problems.push(error.to_string());
                     dead.insert(*recorder, None);
@@ -190,9 +192,40 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
                 Err(error) => return Err(error),
             }
         }
+        for (ticket, run) in handed_in {
+            match ticket.wait() {
+                Ok(_) => {
+                    observe::interrupted(&run.name, run.attempt, run.ended_processes);
+                    report.interrupted.push(run);
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) if error.kind() == ErrorKind::Retry => report.problems.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
     }
     drop(dead);
     Ok(())
+}
+
+/// What was left running by workers of runs that were found without an end.
+struct Left {
+    /// `None` where it is nobody's business.
+    seen: Option<Snapshot>,
+    patient_until: Duration,
+}
+
+impl Left {
+    /// Finds it, and asks all of it to end before anybody waits for some of it.
+    fn of(engine: &Engine, options: &Options, runs: &[([u8; 16], RunInfo)]) -> Result<Self> {
+        let look = options.end_orphans && !runs.is_empty();
+        let seen = if look { Some(Snapshot::take(None)?) } else { None };
+        for (recorder, run) in runs {
+            seen.iter().for_each(|seen| seen.ask_to_end(&run.name.to_string(), &hex(recorder)));
+        }
+        let now = Duration::from_nanos(engine.world().clock.monotonic_ns());
+        Ok(Self { seen, patient_until: now.saturating_add(options.orphan_grace) })
+    }
 }
 
 /// What the records of a run say that was found without an end.
@@ -216,18 +249,18 @@ impl Found {
 
 fn end_run(
     engine: &Engine,
-    options: &Options,
+    left: &Left,
     found: &Found,
     run: &RunInfo,
-) -> Result<Option<InterruptedRun>> {
+) -> Result<Option<(Ticket, InterruptedRun)>> {
     let (Found { worker, fold }, RunInfo { name, stream }) = (found, run);
     let Some(request) = fold.request().filter(|_| !fold.ended()) else { return Ok(None) };
     let (attempt, same_boot) = (request.attempt, request.boot == engine.boot_id());
     let recorder = hex(&request.recorder);
     let mut ended_processes = 0;
-    if options.end_orphans && same_boot {
-        let clock = &*engine.world().clock;
-        ended_processes = end_orphans(clock, &name.to_string(), &recorder, *worker, options.orphan_grace)?;
+    if let Some(seen) = left.seen.as_ref().filter(|_| same_boot) {
+        let (clock, of) = (&*engine.world().clock, (&*name.to_string(), &*recorder));
+        ended_processes = end_orphans(clock, seen, of, *worker, left.patient_until)?;
     }
     let now = engine.world().clock.now();
     let mut before = Vec::new();
@@ -252,9 +285,9 @@ fn end_run(
         data: JsonText::of(&EndingData::default())?,
     };
     let records = ending_records(fold, now, before, ending);
-    engine.append(*stream, fold.last_seq().next(), &records)?;
-    observe::interrupted(name, attempt, ended_processes);
-    Ok(Some(InterruptedRun { name: name.clone(), stream: *stream, attempt, ended_processes }))
+    let ticket = engine.submit(*stream, fold.last_seq().next(), &records)?;
+    let ended = InterruptedRun { name: name.clone(), stream: *stream, attempt, ended_processes };
+    Ok(Some((ticket, ended)))
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -290,9 +323,10 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
             unpublished.insert(stream);
         }
     };
+    let unpublished_ticks = if options.publish_ticks { None } else { log.ticks()? };
     for (stream, last) in &streams {
         let (stream, last) = (*stream, *last);
-        if !options.publish_ticks && log.ticks()? == Some(stream) {
+        if unpublished_ticks == Some(stream) {
             tell(stream, Ok(Repaired::Live));
             continue;
         }
@@ -300,7 +334,7 @@ fn repair_files(engine: &Engine, options: &Options, log: &mut Log, report: &mut 
             Ok(Looked::Fine) => {}
             Ok(Looked::Live) => tell(stream, Ok(Repaired::Live)),
             Ok(Looked::Broken(Some(run))) => broken.push(run),
-            Ok(Looked::Broken(None)) => tell(stream, repair_ticks(log, stream)),
+            Ok(Looked::Broken(None)) => tell(stream, repair_ticks(log, stream, !noted.of_another)),
             Err(error) => tell(stream, Err(error)),
         }
     }
@@ -357,9 +391,9 @@ fn look_at(log: &mut Log, disk: &dyn Disk, stream: StreamId, last: Position, cac
     Ok(if is_recorded(log, stream)? { Looked::Live } else { Looked::Broken(run) })
 }
 
-fn repair_ticks(log: &mut Log, stream: StreamId) -> Result<Repaired> {
-    let rebuilt = rebuild_unless_live(log, stream, true)?;
-    Ok(rebuilt.map_or(Repaired::Live, |it| Repaired::of(&it, None)))
+fn repair_ticks(log: &mut Log, stream: StreamId, cached: bool) -> Result<Repaired> {
+    let shown = if cached { show_ticks(log, stream)? } else { rebuild_unless_live(log, stream, true)? };
+    Ok(shown.map_or(Repaired::Live, |it| Repaired::of(&it, None)))
 }
 
 /// Whether the recorder of a run is alive, so that its files are its own to publish: also in the

@@ -56,7 +56,7 @@ pub(crate) struct View {
     /// The segments before the active one that have a file, ascending, each with its first position
     /// where its header can be read. What is sealed does not change.
     before: Option<Vec<(u64, Option<Position>)>>,
-    names: Option<Vec<(u64, StreamId)>>,
+    names: Option<Arc<names::Names>>,
     keys: Option<Keys>,
     /// Up to where the cache has the active segment's index, and from where on it is worth keeping anew.
     kept: u64,
@@ -198,7 +198,10 @@ impl View {
         let fresh = index::empty(&next.header, self.index.open.clone(), self.index.term);
         let old = std::mem::replace(&mut self.index, Arc::new(fresh));
         if let Some(names) = &mut self.names {
+            let names = Arc::make_mut(names);
             names.extend(old.names.iter().copied());
+            // Both parts are in order already.
+            names.sort();
         }
         let number = self.segment.number();
         if let Some(before) = &mut self.before {
@@ -429,12 +432,9 @@ impl View {
         candidates.extend(matching(&self.index.names, hash));
         if self.names.is_none() {
             let disk = Arc::clone(&self.disk);
-            self.names = Some(names::of_sealed(self, &*disk)?);
+            self.names = Some(Arc::new(names::of_sealed(self, &*disk)?));
         }
-        if let Some(names) = &mut self.names {
-            if !names.is_sorted() {
-                names.sort_unstable();
-            }
+        if let Some(names) = &self.names {
             candidates.extend(matching(names, hash));
         }
         for id in candidates {

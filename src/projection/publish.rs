@@ -104,6 +104,9 @@ pub(crate) fn lock_folder(disk: &dyn Disk, folder: &str) -> Result<Option<Arc<dy
 
 /// Makes a folder and those above it. What stands in the way and is no folder is moved aside.
 fn make_folders(disk: &dyn Disk, folder: &str) -> Result<()> {
+    if matches!(disk.stat(folder), Ok(Some(stat)) if stat.kind == Kind::Directory) {
+        return Ok(());
+    }
     let ends = folder.match_indices('/').map(|(at, _)| at).chain([folder.len()]);
     for end in ends {
         let part = &folder[..end];

@@ -28,15 +28,16 @@ impl LiveTicks {
         Self { disk }
     }
 
-    /// From which sequence on records are to be published, if the files are as they were left by
-    /// whoever published last; otherwise they have to be rebuilt. The folder's lock is held.
-    pub(crate) fn next(&self) -> Option<Seq> {
+    /// The last record that the files show, if they are as they were left by whoever published last; otherwise
+    /// they have to be rebuilt. The folder's lock is held.
+    pub(crate) fn shown(&self) -> Option<(Seq, Position)> {
         let cached = load_cached(&*self.disk, TICKS_FOLDER)?;
-        (cached.sequence > 0 && looks_right(&*self.disk, TICKS_FOLDER, Position(cached.position)))
-            .then_some(Seq(cached.sequence + 1))
+        let (sequence, position) = (Seq(cached.sequence), Position(cached.position));
+        (sequence > Seq::ZERO && looks_right(&*self.disk, TICKS_FOLDER, position))
+            .then_some((sequence, position))
     }
 
-    /// Publishes the records that `source` gives, which begin where [`next`](Self::next) said;
+    /// Publishes the records that `source` gives, which begin behind what is [`shown`](Self::shown);
     /// `false` where the files have to be rebuilt. The folder's lock is held.
     pub(crate) fn publish(&self, source: &mut Source<'_>) -> Result<bool> {
         let Some(mut cached) = load_cached(&*self.disk, TICKS_FOLDER) else { return Ok(false) };
