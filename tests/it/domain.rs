@@ -2294,6 +2294,34 @@ fn what_a_killed_recorder_leaves_is_found_by_group_and_by_environment_and_ended(
     assert_eq!(exited["data"], json!({"outcome": "interrupted", "endedProcesses": 3}));
 }
 
+/// Whoever takes his time to end keeps nobody else from hearing of it: here he waits for another to have heard.
+#[test]
+fn what_killed_recorders_leave_is_asked_to_end_before_anything_is_waited_for() {
+    let place = Place::new();
+    let mut recorders = Vec::new();
+    // What a shell says of its own children goes to nobody any more, and would end it.
+    for (run, heard) in [
+        ("first", "until [ -e second-heard ]; do sleep 0.01; done; : >first-heard"),
+        ("second", ": >second-heard"),
+    ] {
+        let script = format!(
+            "exec 2>/dev/null; trap '{heard}; exit' TERM; : >{run}-listens; while :; do sleep 0.01; done"
+        );
+        let mut command =
+            place.command(&["-q", "run", "--task", "t", "--run", run, "--", "bash", "-c", &script]);
+        recorders.push(command.stdout(Stdio::null()).spawn().unwrap());
+        wait_until("it", || place.0.path().join(format!("{run}-listens")).exists());
+    }
+    for mut recorder in recorders {
+        recorder.kill().unwrap();
+        recorder.wait().unwrap();
+    }
+    let report = &place.json(0, &["-o", "json", "recover"])[0];
+    assert_eq!(report["interruptedRuns"], json!(["t/first", "t/second"]), "{report}");
+    assert!(processes_of("first").is_empty() && processes_of("second").is_empty());
+    assert!(place.0.path().join("first-heard").exists(), "it was killed while it waited");
+}
+
 /// From the list of interrupted runs over the last git diff to the next attempt.
 #[test]
 fn a_conductor_goes_on_where_an_interrupted_run_was() {
