@@ -205,3 +205,44 @@ fn a_tick_that_is_damaged_among_others_is_told() {
     assert!(shown.lines().count() == 4 && !shown.contains("stage_2"), "{shown}");
     assert!(text(&output.stderr).contains("cannot be read"), "{output:?}");
 }
+
+/// Those that another process has not shown are written behind what is there: what stands before is not read.
+#[test]
+fn files_go_on_where_they_were_left() {
+    let place = Place::new();
+    let engine = open(&place);
+    several(&engine);
+    engine.close().unwrap();
+    let before = file(&place, "2026-04-03");
+    let silent = Options { publish_ticks: false, ..Options::default() };
+    let (engine, _) = Engine::open(place.data(), silent).unwrap();
+    append(&engine, tick("unshown", "{}"), "2026-04-03T23:59:59.999Z");
+    engine.close().unwrap();
+    assert_eq!(file(&place, "2026-04-03"), before);
+    damage(&place, 1, 5_000);
+    open(&place).close().unwrap();
+    let after = file(&place, "2026-04-03");
+    assert!(after.starts_with(&before) && after.contains("unshown"), "{after}");
+}
+
+/// Somebody brought an older journal back, and all that was noted of files but the files is gone.
+#[test]
+fn files_of_ticks_that_are_gone_are_made_anew() {
+    let place = Place::new();
+    let engine = open(&place);
+    append(&engine, tick("kept", "{}"), "2026-04-01T00:00:00Z");
+    engine.close().unwrap();
+    let segment = fs::read(place.segment(1)).unwrap();
+    let mark = fs::read(place.data().join("journal/mark")).unwrap();
+    let engine = open(&place);
+    append(&engine, tick("gone", "{}"), "2026-04-01T00:00:01Z");
+    engine.close().unwrap();
+    assert!(file(&place, "2026-04-01").contains("gone"));
+    fs::write(place.segment(1), segment).unwrap();
+    fs::write(place.data().join("journal/mark"), mark).unwrap();
+    let _ = fs::remove_file(place.data().join("cache/projected"));
+    open(&place).close().unwrap();
+    let shown = file(&place, "2026-04-01");
+    assert!(shown.contains("kept") && !shown.contains("gone"), "{shown}");
+    place.ends(0, &["rebuild", "--check"]);
+}
