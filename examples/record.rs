@@ -4,8 +4,9 @@
 //! cargo run --example record -- /tmp/data sh -c 'echo hello; exit 3'
 //! ```
 
-use runwal::engine::{Engine, Entry, Log, Options};
+use runwal::engine::{Engine, Log, Options};
 use runwal::error::Error;
+use runwal::position::Seq;
 use runwal::record::{Body, Channel, Id};
 use runwal::run::{Cancel, Output, ProcessOptions, RunRequest, record_process};
 use std::io::Write;
@@ -49,19 +50,17 @@ fn main() -> Result<(), Error> {
     // Any process may read, at any time, also while others write.
     let mut log = Log::open(&dir)?;
     let run = log.resolve(&name.to_string())?;
-    let mut records = log.run_records(&run)?;
-    while let Some(entry) = records.next()? {
-        match entry {
-            Entry::Record(record) => {
-                let what = match &record.body {
-                    Body::Lifecycle(event) => event.message.clone(),
-                    Body::Chunk(_, bytes) => format!("{} bytes", bytes.len()),
-                    other => other.kind_name().to_owned(),
-                };
-                println!("{:>4} {} {what}", record.position, record.created_at.to_millis_string());
-            }
-            Entry::Damage(damage) => println!("damaged: {}", damage.to_error()),
-        }
+    let damage = log.stream(run.stream, Seq(1), &mut |record| {
+        let what = match &record.body {
+            Body::Lifecycle(event) => event.message.clone(),
+            Body::Chunk(_, bytes) => format!("{} bytes", bytes.len()),
+            other => other.kind_name().to_owned(),
+        };
+        println!("{:>4} {} {what}", record.position, record.created_at.to_millis_string());
+        Ok(true)
+    })?;
+    for found in damage {
+        println!("damaged: {}", found.to_error());
     }
     Ok(())
 }

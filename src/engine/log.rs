@@ -150,7 +150,7 @@ impl Log {
     /// The records from a position on, in order.
     pub fn records(&mut self, from: Position) -> Result<Records<'_>> {
         let sequence = self.reader.sequence(from)?;
-        Ok(Records { log: self, sequence, only: None })
+        Ok(Records { log: self, sequence })
     }
 
     /// The same as they stand in the journal, batch by batch: nothing is copied, and what a record means is
@@ -187,20 +187,15 @@ impl Log {
         Ok(Batches { log: self, scan })
     }
 
-    /// The records of one run, from its first on, in order; also those that are still to come.
-    pub fn run_records(&mut self, run: &RunInfo) -> Result<Records<'_>> {
-        let sequence = self.reader.sequence(Position(run.stream.0))?;
-        Ok(Records { log: self, sequence, only: Some(run.stream) })
-    }
-
     /// The records from about a time on: begins before the first record of that time or later.
     pub fn records_since(&mut self, time: Time) -> Result<Records<'_>> {
         let sequence = self.reader.sequence_since(time)?;
-        Ok(Records { log: self, sequence, only: None })
+        Ok(Records { log: self, sequence })
     }
 
-    /// The records of one stream from a sequence on, read by the index. `visit` answers whether to
-    /// go on. Answers with the damage met.
+    /// The records of one stream, a run's or another, from a sequence on, read by the index: what others have
+    /// recorded beside it is not read. `visit` answers whether to go on. Answers with the damage met. Who wants
+    /// what is still to come [subscribes](Self::subscribe).
     pub fn stream(
         &mut self,
         stream: StreamId,
@@ -536,20 +531,16 @@ impl Log {
 pub struct Records<'l> {
     log: &'l mut Log,
     sequence: Sequence,
-    only: Option<StreamId>,
 }
 
 impl Records<'_> {
     /// The next entry; `None` at the durable end.
     #[expect(clippy::should_implement_trait, reason = "it fails, and goes on after None")]
     pub fn next(&mut self) -> Result<Option<Entry>> {
-        loop {
-            return match self.log.reader.next(&mut self.sequence)? {
-                Some(Item::Record(raw)) if self.only.is_some_and(|only| only != raw.stream) => continue,
-                Some(Item::Record(raw)) => decode(raw).map(Entry::Record).map(Some),
-                Some(Item::Damage(damage)) => Ok(Some(Entry::Damage(damage))),
-                None => Ok(None),
-            };
+        match self.log.reader.next(&mut self.sequence)? {
+            Some(Item::Record(raw)) => decode(raw).map(Entry::Record).map(Some),
+            Some(Item::Damage(damage)) => Ok(Some(Entry::Damage(damage))),
+            None => Ok(None),
         }
     }
 

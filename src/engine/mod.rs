@@ -304,8 +304,8 @@ impl Engine {
     /// Opens the stream of a run with its first records, all or nothing. Durable on return. An
     /// expected sequence makes no sense here, as the stream begins; a term and a key do.
     ///
-    /// Its files are published for as long as the engine is open, also behind its end, which takes four descriptors
-    /// for each such run; a [`Recorder`](crate::run::Recorder) lets go of them when it is dropped.
+    /// Its files are published for as long as the engine is open, also behind its end. A run that goes on holds one
+    /// descriptor, as its [`Recorder`](crate::run::Recorder) does; one that has ended holds none.
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] where a run of this name exists, or a higher term was seen.

@@ -2,7 +2,8 @@
 
 use runwal::ErrorKind;
 use runwal::engine::{Engine, Entry, Log, Options};
-use runwal::record::{Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Replay, Status};
+use runwal::position::{Position, Seq};
+use runwal::record::{Body, Channel, FileFormat, Id, JsonText, Level, Lifecycle, Record, Replay, Status};
 use runwal::run::{
     Answer, AsyncExecutor, AsyncStep, Cancel, Checkpoints, Deferred, Discard, Executor, ExecutorError,
     Outcome, Output, ProcessOptions, RunRequest, RunResult, Step, Steps, record_process, run_step,
@@ -48,11 +49,11 @@ fn records(dir: &Path, run: &str) -> Vec<Body> {
     let mut log = Log::open(dir).unwrap();
     let info = log.resolve(&format!("t/{run}")).unwrap();
     let mut found = Vec::new();
-    let mut reading = log.run_records(&info).unwrap();
-    while let Some(entry) = reading.next().unwrap() {
-        let Entry::Record(record) = entry else { panic!("{entry:?}") };
-        found.push(record.body);
-    }
+    let mut keep = |record: &Record| {
+        found.push(record.body.clone());
+        Ok(true)
+    };
+    assert_eq!(log.stream(info.stream, Seq(1), &mut keep).unwrap(), []);
     found
 }
 
@@ -402,7 +403,7 @@ async fn a_dropped_process_leaves_no_process_behind() {
         let read = move || loop {
             let Ok(mut log) = Log::open(&dir) else { continue };
             let Ok(info) = log.resolve("t/r") else { continue };
-            let mut reading = log.run_records(&info).unwrap();
+            let mut reading = log.records(Position(info.stream.0)).unwrap();
             loop {
                 match reading.next().unwrap() {
                     Some(Entry::Record(record)) => {
