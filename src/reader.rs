@@ -415,6 +415,17 @@ impl Reader {
         Ok(counts)
     }
 
+    /// How many bytes of segments there are from the one on that holds a position.
+    pub(crate) fn len_from(&mut self, position: Position) -> Result<u64> {
+        let Some(view) = self.handle.view() else { return Ok(0) };
+        let (first, mut len) = (view.segment_with(position)?, view.spot.offset);
+        for number in view.numbers_from(first)? {
+            let stat = self.handle.disk().stat(&crate::journal::segment::file_name(number))?;
+            len += stat.map_or(0, |stat| stat.len);
+        }
+        Ok(len)
+    }
+
     /// The chain hash behind the batch that ends with a position; `None` where no batch that can be read does.
     pub(crate) fn chain_at(&mut self, position: Position) -> Result<Option<[u8; 32]>> {
         self.handle.view().map_or(Ok(None), |view| view.chain_at(position))

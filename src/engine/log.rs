@@ -310,9 +310,13 @@ impl Log {
         rebuild::rebuild_unless_live(self, stream, write)
     }
 
-    /// The same for many runs: for those that have ended, the journal is read once for each 256 of them, whose
-    /// files are all locked meanwhile. `progress` is told how much of how much is done, which gets no less, and in
-    /// the end is all.
+    /// The same for many runs. Those that have ended are gone through together, up to 256 of them at a time, whose
+    /// files are all locked meanwhile; where that is 16 MiB of journal or more, by a thread for each processor, up to
+    /// four, which share the runs. `progress` is told how much of how much is done, which gets no less, and in the
+    /// end is all.
+    ///
+    /// # Errors
+    /// The first that was met; what could be done for other runs is done.
     pub fn rebuild_runs(
         &mut self,
         runs: &[RunInfo],

@@ -4,19 +4,25 @@
 use super::log::decode;
 use super::{Log, RunInfo};
 use crate::disk::{Disk, File, Kind};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Position, Seq, StreamId};
 use crate::projection::publish::{LiveTicks, Rebuild, Rebuilt, TICKS_FOLDER, lock_folder};
-use crate::reader::Lent;
+use crate::reader::{Lent, Reader};
 use crate::record::Record;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 /// Of how many runs the files are gone through in one pass: each holds a lock, and with it a descriptor.
 const AT_ONCE: usize = 256;
 /// The same while a journal is opened, maybe by who has few descriptors left; also of how many it is found out
 /// how they ended, each with what it has gathered of a checkpoint.
 pub(super) const REPAIRED_AT_ONCE: usize = 64;
+
+/// From how much of the journal on threads share the work, and how many: more than a few wait for the disk.
+const WORTH_THREADS: u64 = 16 << 20;
+const MOST_THREADS: usize = 4;
+/// How many news wait to be taken in.
+const MOST_NEWS: usize = 1_024;
 
 /// How many bytes all of them together keep until they are written.
 const MOST_KEPT: usize = 16 << 20;
@@ -107,14 +113,15 @@ struct Going {
 /// The files of several runs, gone through together.
 struct Pass {
     going: BTreeMap<StreamId, Going>,
-    /// How many bytes all of them keep.
+    /// How many bytes all of them keep, and may keep.
     kept: usize,
+    most_kept: usize,
     /// What became of the others: `None` where somebody is at work on their files.
     done: BTreeMap<StreamId, Result<Option<Rebuilt>>>,
 }
 
 impl Pass {
-    fn begin(log: &mut Log, runs: &[&RunInfo], write: bool) -> Result<Self> {
+    fn begin(log: &mut Log, runs: &[&RunInfo], write: bool, most_kept: usize) -> Result<Self> {
         let disk = Arc::clone(log.reader.handle.disk());
         let (mut going, mut done) = (BTreeMap::new(), BTreeMap::new());
         for run in runs {
@@ -134,7 +141,7 @@ impl Pass {
             run.last = log.end_of(*stream)?.map_or(Position::ZERO, |(_, position)| position);
             run.whole = log.reader.lost_behind(*stream)?.is_empty();
         }
-        Ok(Self { going, kept: 0, done })
+        Ok(Self { going, kept: 0, most_kept, done })
     }
 
     fn has(&self, stream: StreamId) -> bool {
@@ -165,7 +172,7 @@ impl Pass {
 
     /// Writes what is kept, where that is much.
     fn flush(&mut self) {
-        if self.kept <= MOST_KEPT {
+        if self.kept <= self.most_kept {
             return;
         }
         let streams: Vec<_> = self.going.keys().copied().collect();
@@ -209,7 +216,7 @@ pub(super) fn repair_runs(
 }
 
 fn read_together(log: &mut Log, runs: &[RunInfo]) -> Result<BTreeMap<StreamId, Result<Option<Rebuilt>>>> {
-    let mut pass = Pass::begin(log, &runs.iter().collect::<Vec<_>>(), true)?;
+    let mut pass = Pass::begin(log, &runs.iter().collect::<Vec<_>>(), true, MOST_KEPT)?;
     let from = pass.going.keys().map(|stream| (*stream, Seq(1))).collect();
     log.reader.several(&from, &mut |raw| {
         let stream = raw.stream;
@@ -233,12 +240,19 @@ pub(super) fn rebuild_runs(
     let open: BTreeSet<StreamId> = log.reader.open_streams().into_iter().collect();
     let (open, mut ended): (Vec<&RunInfo>, Vec<_>) = runs.iter().partition(|run| open.contains(&run.stream));
     ended.sort_by_key(|run| run.stream);
+    let threads = match ended.first() {
+        Some(first) if log.reader.len_from(Position(first.stream.0))? >= WORTH_THREADS => threads(),
+        _ => 1,
+    };
+    let at_once = (AT_ONCE / threads).min(ended.len().div_ceil(threads)).max(1);
     let end = log.durable();
     let len_of = |some: &[&RunInfo]| {
         some.first().map_or(0, |run| end.0.saturating_add(1).saturating_sub(run.stream.0))
     };
+    let mut passes = Passes { end, write, most_kept: MOST_KEPT / threads, ..Passes::default() };
+    passes.left = Mutex::new(ended.chunks(at_once).map(|runs| (len_of(runs), runs)).collect());
     // One run is little beside a pass over the rest of the journal.
-    let all = open.len() as u64 + ended.chunks(AT_ONCE).map(len_of).sum::<u64>();
+    let all = open.len() as u64 + ended.chunks(at_once).map(len_of).sum::<u64>();
     let (mut done, mut gone) = (BTreeMap::new(), 0);
     // Their recorders may want the lock at any moment: nobody has it for longer than their own files take.
     for run in open {
@@ -246,25 +260,109 @@ pub(super) fn rebuild_runs(
         gone += 1;
         progress(gone, all);
     }
-    for some in ended.chunks(AT_ONCE) {
-        let (len, begun) = (len_of(some), gone);
-        // There may be more by now.
-        let mut left = |left: u64| progress(begun + len.saturating_sub(left + 1), all);
-        one_pass(log, some, write, &mut |at| left(end.0.saturating_sub(at.0)), &mut done)?;
-        gone += len;
-        progress(gone, all);
+    let mut failed = None;
+    let mut take_in = |news: News| match news {
+        News::Gone(further) => {
+            gone += further;
+            progress(gone, all);
+        }
+        News::Done(stream, Ok(rebuilt)) => drop(done.insert(stream, rebuilt)),
+        News::Done(_, Err(error)) => drop(failed.get_or_insert(error)),
+    };
+    if threads == 1 || !in_threads(log, &passes, threads, &mut take_in) {
+        passes.work(log, &mut take_in);
     }
-    Ok(done)
+    failed.map_or(Ok(done), Err)
+}
+
+/// How many threads make files: that many processors write as many at a time.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS)
+}
+
+/// Does it in threads, each with a reader of its own; `false` where there is none for want of threads.
+fn in_threads(log: &Log, passes: &Passes<'_>, threads: usize, take_in: &mut dyn FnMut(News)) -> bool {
+    let (tell, told) = mpsc::sync_channel(MOST_NEWS);
+    std::thread::scope(|scope| {
+        let mut began = false;
+        for _ in 0..threads {
+            let (disk, clock) = (Arc::clone(log.reader.handle.disk()), Arc::clone(&log.reader.clock));
+            let tell = tell.clone();
+            let work = move || {
+                let news = &mut |news| drop(tell.send(news));
+                match Reader::open(disk, clock) {
+                    Ok(reader) => passes.work(&mut Log { reader }, news),
+                    Err(error) => passes.fail(error, news),
+                }
+            };
+            let thread = std::thread::Builder::new().name("runwal-rebuild".to_owned());
+            began |= thread.spawn_scoped(scope, work).is_ok();
+        }
+        drop(tell);
+        told.into_iter().for_each(take_in);
+        began
+    })
+}
+
+/// What is told of the passes.
+enum News {
+    /// So many positions more were gone through.
+    Gone(u64),
+    /// What became of a run.
+    Done(StreamId, Result<Option<Rebuilt>>),
+}
+
+/// Runs that are gone through together, and how far the journal is to be gone through for them.
+type Together<'r> = (u64, &'r [&'r RunInfo]);
+
+/// The passes over the journal that are left to be made, by whoever has time.
+#[derive(Default)]
+struct Passes<'r> {
+    left: Mutex<VecDeque<Together<'r>>>,
+    end: Position,
+    write: bool,
+    most_kept: usize,
+}
+
+impl Passes<'_> {
+    /// Makes them until none is left, or one fails.
+    fn work(&self, log: &mut Log, tell: &mut dyn FnMut(News)) {
+        let next = || self.left.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        while let Some((len, runs)) = next() {
+            if let Err(error) = self.make(log, len, runs, tell) {
+                self.fail(error, tell);
+            }
+        }
+    }
+
+    /// Makes no more of them.
+    fn fail(&self, error: Error, tell: &mut dyn FnMut(News)) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        tell(News::Done(StreamId(0), Err(error)));
+    }
+
+    fn make(&self, log: &mut Log, len: u64, runs: &[&RunInfo], tell: &mut dyn FnMut(News)) -> Result<()> {
+        let mut gone = 0;
+        let mut upto = |at: Position| {
+            // There may be more by now.
+            let now = len.saturating_sub(self.end.0.saturating_sub(at.0).saturating_add(1)).max(gone);
+            tell(News::Gone(now - gone));
+            gone = now;
+        };
+        let done = one_pass(log, runs, self, &mut upto)?;
+        tell(News::Gone(len - gone));
+        done.into_iter().for_each(|(stream, rebuilt)| tell(News::Done(stream, rebuilt)));
+        Ok(())
+    }
 }
 
 fn one_pass(
     log: &mut Log,
     runs: &[&RunInfo],
-    write: bool,
+    passes: &Passes<'_>,
     progress: &mut dyn FnMut(Position),
-    done: &mut BTreeMap<StreamId, Option<Rebuilt>>,
-) -> Result<()> {
-    let mut pass = Pass::begin(log, runs, write)?;
+) -> Result<BTreeMap<StreamId, Result<Option<Rebuilt>>>> {
+    let mut pass = Pass::begin(log, runs, passes.write, passes.most_kept)?;
     let first = pass.going.keys().next().map_or(Position::ZERO, |stream| Position(stream.0));
     let mut scan = log.reader.scan(first)?;
     let mut upto = Position::ZERO;
@@ -289,8 +387,5 @@ fn one_pass(
         progress(upto);
         pass.flush();
     }
-    for (stream, rebuilt) in pass.finish_all() {
-        done.insert(stream, rebuilt?);
-    }
-    Ok(())
+    Ok(pass.finish_all())
 }
