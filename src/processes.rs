@@ -222,14 +222,15 @@ fn signal(process: Identity, signal: Signal) -> bool {
     identity(process.pid) == Some(process) && pidfd_send_signal(&handle, signal).is_ok()
 }
 
-/// Ends what was left at some moment of a run whose recorder is dead: asks, waits until `patient_until` of the clock
-/// that never goes back, then kills. Answers with how many processes there were.
+/// Ends what was left at some moment of a run whose recorder is dead: asks, waits, then kills. Those that say of
+/// themselves that they belong to it were asked at `asked`, of the clock that never goes back. Answers with how many
+/// processes there were.
 pub(crate) fn end_orphans(
     clock: &dyn Clock,
     seen: &Snapshot,
     (run, recorder): (&str, &str),
     worker: Option<Identity>,
-    patient_until: Duration,
+    (asked, grace): (Duration, Duration),
 ) -> Result<usize> {
     const MOST: Duration = Duration::from_secs(5);
     let found = seen.members(run, recorder, worker);
@@ -237,6 +238,11 @@ pub(crate) fn end_orphans(
         return Ok(0);
     }
     let count = found.len();
+    let monotonic = || Duration::from_nanos(clock.monotonic_ns());
+    let were_asked = seen.members(run, recorder, None);
+    // Only now it is known that the others belong to it.
+    let all_were = found.iter().all(|process| were_asked.contains(process));
+    let patient_until = if all_were { asked } else { monotonic() }.saturating_add(grace);
     found.into_iter().for_each(ask_to_end);
     let mut killed_at = None;
     loop {
@@ -244,7 +250,7 @@ pub(crate) fn end_orphans(
         if left.is_empty() {
             return Ok(count);
         }
-        let now = Duration::from_nanos(clock.monotonic_ns());
+        let now = monotonic();
         if now >= patient_until {
             left.iter().for_each(|process| {
                 signal(*process, Signal::KILL);

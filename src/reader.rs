@@ -190,14 +190,14 @@ impl Reader {
             None => Vec::new(),
         };
         let (mut next, mut last) = (from.max(Seq(1)), None);
-        let mut explained = false;
+        let (mut explained, mut closed) = (false, false);
         // One after the other: whoever has enough of the first needs no index of the others.
         for number in segments {
             let Some(view) = self.handle.view() else { break };
             for place in view.batches_in(number, [(id, from)])? {
                 let found = self.handle.batch(place)?;
                 let batch = match &found {
-                    Ok((header, body)) => Batch::new(place, *header, body).checked(false)?,
+                    Ok((header, body)) => Batch::new(place, *header, body).checked(true)?,
                     Err(found) => Err(found.clone()),
                 };
                 match batch {
@@ -217,7 +217,7 @@ impl Reader {
                                     ),
                                 );
                             }
-                            explained = false;
+                            (explained, closed) = (false, closed || record.closes);
                             (next, last) = (record.seq.next().unwrap_or(record.seq), Some(record.position));
                             if !visit(RawRecord::of(&record))? {
                                 return Ok(damage);
@@ -231,7 +231,13 @@ impl Reader {
                 }
             }
         }
-        for lost in self.lost_behind(id)? {
+        let mut lost_behind = self.lost_behind(id)?;
+        // Nothing says that it goes on, and nothing was read that ends it.
+        let goes_on = self.handle.view().is_none_or(|view| view.open_streams().contains_key(&id));
+        if from <= Seq(1) && !closed && damage.is_empty() && !goes_on {
+            lost_behind.extend(self.missing_behind(last)?);
+        }
+        for lost in lost_behind {
             if !damage.iter().any(|told| (told.segment, told.offset) == (lost.segment, lost.offset)) {
                 damage.push(lost);
             }
@@ -396,6 +402,14 @@ impl Reader {
             numbers.push(expected);
         }
         Ok(numbers)
+    }
+
+    /// The segments behind a record that cannot be opened, as the damage that they are.
+    fn missing_behind(&mut self, last: Option<Position>) -> Result<Vec<Damage>> {
+        let Some(last) = last else { return Ok(Vec::new()) };
+        let from = self.handle.view().map_or(Ok(0), |view| view.segment_with(last))?;
+        let missing = self.unreadable_segments()?.into_iter().filter(|number| *number > from);
+        Ok(missing.map(|number| Damage::new(number, 0, format!("segment {number} cannot be read"))).collect())
     }
 
     /// The streams that have not ended.

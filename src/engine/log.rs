@@ -266,13 +266,10 @@ impl Log {
             return Ok(RunInfo { name, stream });
         }
         if spec == "@last" {
-            let mut last = None;
-            self.requests(&mut |stream, request| {
-                last = Some(RunInfo { name: request.name, stream });
-                Ok(false)
-            })?;
-            let Some(last) = last else { return Err(self.no_such_run(spec)?) };
-            return Ok(last);
+            return match self.newest_run()? {
+                Some(run) => Ok(run),
+                None => Err(self.no_such_run(spec)?),
+            };
         }
         let runs = self.runs()?;
         let exact: Vec<_> = runs.iter().filter(|run| run.name.run.as_str() == spec).cloned().collect();
@@ -287,6 +284,27 @@ impl Log {
                 let message = format!("\"{spec}\" could be {} runs, {} among them", more + 1, run.name);
                 Err(Error::misuse(message).hint("Give more of the id, or task/run."))
             }
+        }
+    }
+
+    /// The run that began last, by its name, whatever else its first record says.
+    fn newest_run(&mut self) -> Result<Option<RunInfo>> {
+        let mut most = 1;
+        loop {
+            let mut streams = Vec::new();
+            self.reader.beginnings(&mut |raw| {
+                streams.push(raw.stream);
+                Ok(streams.len() < most)
+            })?;
+            for stream in &streams {
+                if let Some(run) = self.run_of(*stream)? {
+                    return Ok(Some(run));
+                }
+            }
+            if streams.len() < most {
+                return Ok(None);
+            }
+            most *= 16;
         }
     }
 

@@ -349,6 +349,7 @@ impl Engine {
         let ticket = self.hand_in(Append { drafts, conditions, open: false, place, buffered: false })?;
         Ok(Ticket {
             inner: Handed::In(ticket),
+            stream: None,
             publisher: self.0.publisher.get().cloned(),
             begins: Some(request.name.clone()),
             ticks: false,
@@ -489,7 +490,7 @@ impl Engine {
         let open = records.iter().any(|record| record.ends || matches!(record.body, Body::StatePatch(_)));
         let ticket = self.hand_in(Append { drafts, conditions, open, place, buffered })?;
         let publisher = self.0.publisher.get().cloned();
-        Ok(Ticket { inner: Handed::In(ticket), publisher, begins: None, ticks: false })
+        Ok(Ticket { inner: Handed::In(ticket), stream: Some(stream), publisher, begins: None, ticks: false })
     }
 
     /// Appends a record of the timed jobs. Durable on return.
@@ -534,7 +535,7 @@ impl Engine {
                 Handed::In(handed_in)
             };
             let publisher = self.0.publisher.get().cloned();
-            return Ok(Ticket { inner, publisher, begins: None, ticks: true });
+            return Ok(Ticket { inner, stream: None, publisher, begins: None, ticks: true });
         }
     }
 
@@ -686,6 +687,8 @@ impl Nudge {
 #[derive(Debug)]
 pub struct Ticket {
     inner: Handed,
+    /// What they are appended to.
+    stream: Option<StreamId>,
     publisher: Option<Arc<Publisher>>,
     begins: Option<RunName>,
     ticks: bool,
@@ -737,6 +740,15 @@ impl Ticket {
             publisher.poke((!self.ticks).then_some(receipt.stream), receipt.last);
         }
         receipt
+    }
+}
+
+impl Drop for Ticket {
+    /// Nobody will say when it is durable.
+    fn drop(&mut self) {
+        if let (Handed::In(_), Some(stream), Some(publisher)) = (&self.inner, self.stream, &self.publisher) {
+            publisher.add_buffered(stream);
+        }
     }
 }
 

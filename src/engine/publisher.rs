@@ -19,11 +19,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How often, and how far apart, the lock of a run's folder is tried for.
+/// How often, and how far apart, the lock of a folder is tried for.
 const FOLDER_TRIES: u32 = 5_000;
-/// The same of a run that another engine has begun, and lets go soon after its end.
-const OTHERS_TRIES: u32 = 100;
 const FOLDER_PAUSE: Duration = Duration::from_millis(2);
+/// For how long a run that has ended is tried again whose folder somebody else has locked, and how often while
+/// the engine is closed.
+const ENDED_PATIENCE: Duration = Duration::from_secs(10);
+const CLOSING_TRIES: u32 = 100;
 /// How long changes are gathered at least before files are touched again. Where bringing them all up to date
 /// takes longer, so does the gathering: at most half of a thread goes into it, however many runs there are.
 const GATHER: Duration = Duration::from_millis(20);
@@ -41,10 +43,14 @@ struct State {
     stop: bool,
     names: Vec<(StreamId, RunName)>,
     finished: Vec<StreamId>,
-    /// What this engine appended to, by those who waited for it.
-    touched: BTreeSet<StreamId>,
-    /// The same by those who do not wait.
+    /// What this engine appended to, with the first position that may not be shown; and the same of what the
+    /// thread is about to show.
+    touched: BTreeMap<StreamId, Position>,
+    under_way: BTreeMap<StreamId, Position>,
+    /// What was handed in that nobody waits for.
     buffered: BTreeSet<StreamId>,
+    /// Runs that had ended and cannot be shown.
+    refused: BTreeMap<StreamId, (ErrorKind, String)>,
     /// Records of the timed jobs were appended.
     ticks: bool,
     failed: Option<(ErrorKind, String)>,
@@ -53,7 +59,22 @@ struct State {
 
 impl State {
     fn shows(&self, stream: StreamId, position: Position) -> bool {
-        self.shown.max(self.shown_ahead.get(&stream).copied().unwrap_or_default()) >= position
+        let waits = |of: &BTreeMap<_, _>| of.get(&stream).is_some_and(|first| *first <= position);
+        !waits(&self.touched)
+            && !waits(&self.under_way)
+            && self.shown.max(self.shown_ahead.get(&stream).copied().unwrap_or_default()) >= position
+    }
+
+    fn touch(&mut self, streams: impl IntoIterator<Item = StreamId>, position: Position) {
+        for stream in streams {
+            self.refused.remove(&stream);
+            let first = self.touched.entry(stream).or_insert(position);
+            *first = position.min(*first);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.wanted <= self.shown && self.touched.is_empty() && self.names.is_empty()
     }
 }
 
@@ -85,7 +106,7 @@ impl Publisher {
         let shared = Arc::new(Shared::default());
         // The engine itself ends with its last user, and ends the thread.
         let (world, journal) = (engine.world().clone(), engine.journal().clone());
-        let of = Of { world, journal, recorder: engine.recorder_id() };
+        let of = Of { world, journal };
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("runwal-publish".to_owned())
@@ -112,7 +133,7 @@ impl Publisher {
     /// Records of these streams, up to `position`, are durable.
     pub(super) fn poke(&self, streams: impl IntoIterator<Item = StreamId>, position: Position) {
         let mut state = self.shared.hold();
-        state.touched.extend(streams);
+        state.touch(streams, position);
         state.wanted = state.wanted.max(position);
         self.shared.work.notify_one();
     }
@@ -136,13 +157,17 @@ impl Publisher {
     pub(super) fn wait(&self, stream: StreamId, position: Position) -> Result<()> {
         let mut state = self.shared.hold();
         state.wanted = state.wanted.max(position);
-        while !state.shows(stream, position) && state.failed.is_none() && !state.stop {
+        while !state.shows(stream, position)
+            && state.failed.is_none()
+            && !state.refused.contains_key(&stream)
+            && !state.stop
+        {
             if state.hurried.insert(stream) {
                 self.shared.work.notify_one();
             }
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        match &state.failed {
+        match state.failed.as_ref().or_else(|| state.refused.get(&stream)) {
             Some((kind, message)) => Err(Error::new(*kind, message.clone())
                 .hint("The journal has every record; `runwal rebuild` brings the files to what it says.")),
             None => Ok(()),
@@ -154,6 +179,9 @@ impl Publisher {
         {
             let mut state = self.shared.hold();
             state.stop = true;
+            // The journal is closed: it has been made durable.
+            let (buffered, wanted) = (std::mem::take(&mut state.buffered), state.wanted);
+            state.touch(buffered, wanted);
             self.shared.work.notify_one();
             self.shared.done.notify_all();
         }
@@ -163,7 +191,8 @@ impl Publisher {
             let _ = thread.join();
         }
         let state = self.shared.hold();
-        match state.failed.as_ref().or(state.ticks_failed.as_ref()) {
+        let refused = state.refused.values().next();
+        match state.failed.as_ref().or(state.ticks_failed.as_ref()).or(refused) {
             Some((kind, message)) => Err(Error::new(*kind, message.clone())),
             None => Ok(()),
         }
@@ -174,7 +203,6 @@ impl Publisher {
 struct Of {
     world: World,
     journal: Journal,
-    recorder: [u8; 16],
 }
 
 /// The runs that go on.
@@ -196,13 +224,13 @@ impl Drop for TellsPanic<'_> {
 fn work(of: &Of, shared: &Shared) {
     let world = &of.world;
     let _tells = TellsPanic(shared);
-    let mut runs = Runs::new();
+    let (mut runs, mut ended) = (Runs::new(), Ended::default());
     let mut log = None;
     let now = || Duration::from_nanos(world.clock.monotonic_ns());
     let (mut shown_at, mut took) = (now(), Duration::ZERO);
     loop {
         let mut state = shared.hold();
-        while state.wanted <= state.shown && state.hurried.is_empty() && !state.stop {
+        while state.is_idle() && state.hurried.is_empty() && !state.stop {
             state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let gather = GATHER.max(took);
@@ -215,30 +243,44 @@ fn work(of: &Of, shared: &Shared) {
         let hurried = std::mem::take(&mut state.hurried);
         let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
         let (touched, ticks) = (std::mem::take(&mut state.touched), std::mem::take(&mut state.ticks));
+        state.under_way.clone_from(&touched);
         drop(state);
         let begun = now();
         // Some are always waited for where many begin and end: the others have their turn all the same.
         let all = hurried.is_empty() || stop || begun.saturating_sub(shown_at) >= gather;
         let due = |stream: &StreamId| all || hurried.contains(stream);
-        let result = publish(of, &mut log, &mut runs, (names, touched), &due);
+        let result = publish(of, &mut log, &mut runs, names, &due);
+        let behind_end = touched.into_iter().filter(|(stream, _)| !runs.contains_key(stream));
+        let behind_end = match &mut log {
+            Some(log) => ended.show(of, log, behind_end, stop),
+            None => Refused::default(),
+        };
         let with_ticks = match log.as_mut().filter(|_| ticks) {
             Some(log) => publish_ticks(world, log),
             None => Ok(()),
         };
         // What is made durable while the engine is closed is for the next repair.
-        let last = stop && shared.hold().wanted <= wanted;
+        let last = stop && {
+            let state = shared.hold();
+            state.wanted <= wanted && state.touched.is_empty() && state.names.is_empty()
+        };
         let gone = |stream: &StreamId, run: &LiveRun| {
             last || (all && run.fold().ended()) || finished.contains(stream)
         };
-        let ended = runs.extract_if(.., |stream, run| gone(stream, run)).map(|(_, run)| run.finish());
-        let result = ended.fold(result, Result::and);
+        let let_go = runs.extract_if(.., |stream, run| gone(stream, run)).map(|(_, run)| run.finish());
+        let result = let_go.fold(result, Result::and);
         if all {
             (shown_at, took) = (now(), now().saturating_sub(begun));
         }
-        for error in [&result, &with_ticks].into_iter().filter_map(|done| done.as_ref().err()) {
-            observe::unpublished(error);
-        }
+        let failed = [&result, &with_ticks].into_iter().filter_map(|done| done.as_ref().err());
+        failed.chain(behind_end.values()).for_each(|error| observe::unpublished(error));
         let mut state = shared.hold();
+        state.under_way.clear();
+        for (stream, first) in &ended.locked {
+            state.touched.entry(*stream).or_insert(first.0);
+        }
+        let told = |error: Error| (error.kind(), format!("publishing files: {error}"));
+        state.refused.extend(behind_end.into_iter().map(|(stream, error)| (stream, told(error))));
         if all {
             state.shown = state.shown.max(wanted);
             let shown = state.shown;
@@ -277,22 +319,23 @@ fn patiently<T>(
     what: &str,
     attempt: &mut dyn FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    for _ in 0..tries {
+    for nth in 1..=tries {
         if let Some(got) = attempt()? {
             return Ok(got);
         }
-        world.clock.pause(FOLDER_PAUSE);
+        if nth < tries {
+            world.clock.pause(FOLDER_PAUSE);
+        }
     }
     Err(Error::new(ErrorKind::Locked, format!("the folder {what} is locked by somebody else")))
 }
 
-/// Takes in what is durable of all runs, and brings the files of those that are due to what that says; also those
-/// of runs behind whose end something was `touched`.
+/// Takes in what is durable of all runs, and brings the files of those that are due to what that says.
 fn publish(
     of: &Of,
     log: &mut Option<Log>,
     runs: &mut Runs,
-    (names, touched): (Vec<(StreamId, RunName)>, BTreeSet<StreamId>),
+    names: Vec<(StreamId, RunName)>,
     due: &dyn Fn(&StreamId) -> bool,
 ) -> Result<()> {
     let world = &of.world;
@@ -306,27 +349,37 @@ fn publish(
         let begun = begin(world, &name).map(|run| runs.insert(stream, run));
         failed.extend(begun.err());
     }
-    for stream in touched.into_iter().filter(|stream| !runs.contains_key(stream)) {
-        failed.extend(show_behind_end(of, log, stream).err());
-    }
     // Half-written files of a run that fails are for the next repair; others go on.
     let mut broken = take_in(log, runs)?;
     runs.retain(|stream, run| {
         let flushed = if due(stream) { run.flush() } else { Ok(()) };
         let fine = flushed.is_ok();
-        broken.extend(flushed.err().map(|error| (*stream, error)));
+        broken.extend(flushed.err().map(|error| Broken::of(*stream, run, error)));
         fine
     });
-    for (stream, error) in broken {
-        // Of a file that somebody has removed, nothing is left to write on.
-        let anew = if error.is_missing() { begin_anew(world, log, runs, stream) } else { Err(error) };
+    for Broken { stream, error, is_displaced } in broken {
+        // Of a log that somebody has removed, nothing is left to write on.
+        let anew = if is_displaced { begin_anew(world, log, runs, stream) } else { Err(error) };
         failed.extend(anew.err());
     }
     failed.into_iter().next().map_or(Ok(()), Err)
 }
 
+/// A run that was let go as it cannot be gone on with.
+struct Broken {
+    stream: StreamId,
+    error: Error,
+    is_displaced: bool,
+}
+
+impl Broken {
+    fn of(stream: StreamId, run: &LiveRun, error: Error) -> Self {
+        Self { stream, error, is_displaced: run.is_displaced() }
+    }
+}
+
 /// Has the runs take in what is new of them. Those that cannot are let go, each with why.
-fn take_in(log: &mut Log, runs: &mut Runs) -> Result<Vec<(StreamId, Error)>> {
+fn take_in(log: &mut Log, runs: &mut Runs) -> Result<Vec<Broken>> {
     let mut news = BTreeMap::new();
     for (stream, run) in &*runs {
         let known = run.fold().last_seq();
@@ -337,9 +390,10 @@ fn take_in(log: &mut Log, runs: &mut Runs) -> Result<Vec<(StreamId, Error)>> {
     let mut broken = Vec::new();
     log.reader.several(&news, &mut |raw| {
         let record = decode(raw)?;
-        if let Some(Err(error)) = runs.get_mut(&record.stream).map(|run| run.apply(&record)) {
+        let Some(run) = runs.get_mut(&record.stream) else { return Ok(()) };
+        if let Err(error) = run.apply(&record) {
+            broken.push(Broken::of(record.stream, run, error));
             runs.remove(&record.stream);
-            broken.push((record.stream, error));
         }
         Ok(())
     })?;
@@ -351,12 +405,15 @@ fn begin(world: &World, name: &RunName) -> Result<LiveRun> {
     patiently(world, FOLDER_TRIES, &name.folder(), create)
 }
 
-/// Writes the files of a run with all of its records.
+/// Writes the files of a run with all of its records, if all can be read.
 fn begin_anew(world: &World, log: &mut Log, runs: &mut Runs, stream: StreamId) -> Result<()> {
     let Some(run) = log.run_of(stream)? else { return Ok(()) };
+    if let Some(damage) = log.stream(stream, Seq(1), &mut |_| Ok(true))?.first() {
+        return Err(damage.to_error());
+    }
     let mut alone = Runs::from([(stream, begin(world, &run.name)?)]);
     let broken = take_in(log, &mut alone)?;
-    broken.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))?;
+    broken.into_iter().next().map_or(Ok(()), |broken| Err(broken.error))?;
     for (stream, mut run) in alone {
         run.flush()?;
         runs.insert(stream, run);
@@ -364,21 +421,59 @@ fn begin_anew(world: &World, log: &mut Log, runs: &mut Runs, stream: StreamId) -
     Ok(())
 }
 
-/// Shows what was appended to a run that had ended, and whose files nobody keeps up to date any more.
-fn show_behind_end(of: &Of, log: &mut Log, stream: StreamId) -> Result<()> {
+/// Runs that had ended, with why they cannot be shown.
+type Refused = BTreeMap<StreamId, Error>;
+
+/// What was appended to runs that had ended, and whose files nobody keeps up to date any more.
+#[derive(Default)]
+struct Ended {
+    /// Those whose folders somebody else has locked, each with the first position that is not shown, and since when.
+    locked: BTreeMap<StreamId, (Position, Duration)>,
+}
+
+impl Ended {
+    /// Shows it. Whoever compares or rebuilds files has their folders for as long as that takes; nobody else waits
+    /// for that.
+    fn show(
+        &mut self,
+        of: &Of,
+        log: &mut Log,
+        streams: impl Iterator<Item = (StreamId, Position)>,
+        closing: bool,
+    ) -> Refused {
+        let mut refused = Refused::new();
+        let before = std::mem::take(&mut self.locked);
+        for (stream, first) in streams {
+            match show_behind_end(of, log, stream, if closing { CLOSING_TRIES } else { 1 }) {
+                Err(error) if error.kind() == ErrorKind::Locked && !closing => {
+                    let now = Duration::from_nanos(of.world.clock.monotonic_ns());
+                    let since = before.get(&stream).map_or(now, |(_, since)| *since);
+                    if now.saturating_sub(since) < ENDED_PATIENCE {
+                        self.locked.insert(stream, (first, since));
+                    } else {
+                        refused.insert(stream, error);
+                    }
+                }
+                Err(error) => drop(refused.insert(stream, error)),
+                Ok(()) => {}
+            }
+        }
+        if !self.locked.is_empty() {
+            of.world.clock.pause(FOLDER_PAUSE);
+        }
+        refused
+    }
+}
+
+fn show_behind_end(of: &Of, log: &mut Log, stream: StreamId, tries: u32) -> Result<()> {
     if !log.has_ended(stream)? {
         return Ok(());
     }
     let Some(run) = log.run_of(stream)? else { return Ok(()) };
-    let ours = log.recorder_of(stream)? == Some(of.recorder);
-    let tries = if ours { FOLDER_TRIES } else { OTHERS_TRIES };
     let shown = &mut || rebuild_unless_live(log, stream, true);
-    match patiently(&of.world, tries, &run.name.folder(), shown) {
-        Ok(rebuilt) if rebuilt.damaged => {
-            let message = format!("records of {} are damaged; its files were left alone", run.name);
-            Err(Error::new(ErrorKind::Corrupt, message))
-        }
-        Err(error) if error.kind() == ErrorKind::Locked && !ours => Ok(()),
-        shown => shown.map(drop),
+    if patiently(&of.world, tries, &run.name.folder(), shown)?.damaged {
+        let message = format!("records of {} are damaged; its files were left alone", run.name);
+        return Err(Error::new(ErrorKind::Corrupt, message));
     }
+    Ok(())
 }

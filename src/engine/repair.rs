@@ -212,7 +212,8 @@ fn end_dead_runs(engine: &Engine, options: &Options, log: &mut Log, report: &mut
 struct Left {
     /// `None` where it is nobody's business.
     seen: Option<Snapshot>,
-    patient_until: Duration,
+    asked: Duration,
+    grace: Duration,
 }
 
 impl Left {
@@ -223,8 +224,8 @@ impl Left {
         for (recorder, run) in runs {
             seen.iter().for_each(|seen| seen.ask_to_end(&run.name.to_string(), &hex(recorder)));
         }
-        let now = Duration::from_nanos(engine.world().clock.monotonic_ns());
-        Ok(Self { seen, patient_until: now.saturating_add(options.orphan_grace) })
+        let asked = Duration::from_nanos(engine.world().clock.monotonic_ns());
+        Ok(Self { seen, asked, grace: options.orphan_grace })
     }
 }
 
@@ -260,7 +261,7 @@ fn end_run(
     let mut ended_processes = 0;
     if let Some(seen) = left.seen.as_ref().filter(|_| same_boot) {
         let (clock, of) = (&*engine.world().clock, (&*name.to_string(), &*recorder));
-        ended_processes = end_orphans(clock, seen, of, *worker, left.patient_until)?;
+        ended_processes = end_orphans(clock, seen, of, *worker, (left.asked, left.grace))?;
     }
     let now = engine.world().clock.now();
     let mut before = Vec::new();

@@ -1,7 +1,8 @@
 //! The files of runs while an engine goes on: what they cost, and what shows in them that comes late.
 
 use runwal::clock::{Clock, System};
-use runwal::engine::{Conditions, Engine, NewRecord, Options, Receipt};
+use runwal::disk::Open;
+use runwal::engine::{Conditions, Engine, NewRecord, Options, Receipt, World};
 use runwal::record::{Body, Channel, Level, Lifecycle};
 use runwal::testing::stage::prepared;
 use std::path::Path;
@@ -25,7 +26,6 @@ fn end(engine: &Engine, run: &Receipt) -> Receipt {
     engine.append(run.stream, None, &[end]).unwrap()
 }
 
-#[expect(clippy::disallowed_methods, reason = "looks at the file as its reader does")]
 fn stdout(dir: &Path, run: &str) -> String {
     std::fs::read_to_string(dir.join(format!("data/runs/t/{run}/stdout.log"))).unwrap_or_default()
 }
@@ -101,6 +101,51 @@ fn what_comes_behind_the_end_of_a_run_is_shown_in_its_files() {
     nothing_is_left_to_repair(dir.path());
 }
 
+/// A record that others have made durable before anybody asked for that.
+#[test]
+fn what_comes_behind_the_end_is_shown_whoever_makes_it_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let (ended, going) = (begin(&engine, "ended"), begin(&engine, "going"));
+    engine.wait_published(&end(&engine, &ended)).unwrap();
+    until(|| open_files_of_runs(dir.path()) == 1);
+    drop(engine.buffer(ended.stream, None, &[chunk(b"one\n")]).unwrap());
+    engine.wait_published(&engine.append(going.stream, None, &[chunk(b"x")]).unwrap()).unwrap();
+    until(|| stdout(dir.path(), "ended") == "one\n");
+    let ticket = engine.submit(ended.stream, None, &[chunk(b"two\n")]).unwrap();
+    engine.wait_published(&engine.append(going.stream, None, &[chunk(b"x")]).unwrap()).unwrap();
+    engine.wait_published(&ticket.wait().unwrap()).unwrap();
+    assert_eq!(stdout(dir.path(), "ended"), "one\ntwo\n");
+    // Nobody will ask for these two.
+    drop(engine.submit(ended.stream, None, &[chunk(b"three\n")]).unwrap());
+    drop(engine.buffer(ended.stream, None, &[chunk(b"four\n")]).unwrap());
+    end(&engine, &going);
+    engine.close().unwrap();
+    assert_eq!(stdout(dir.path(), "ended"), "one\ntwo\nthree\nfour\n");
+    nothing_is_left_to_repair(dir.path());
+}
+
+/// A rebuild has the folders of many runs for as long as it takes.
+#[test]
+fn a_locked_folder_of_a_run_that_ended_holds_up_no_other_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let (ended, going) = (begin(&engine, "ended"), begin(&engine, "going"));
+    engine.wait_published(&end(&engine, &ended)).unwrap();
+    until(|| open_files_of_runs(dir.path()) == 1);
+    let world = World::existing(&dir.path().join("data")).unwrap();
+    let folder = world.disk.open("runs/t/ended", Open::Directory).unwrap();
+    assert!(folder.try_lock().unwrap());
+    engine.append(ended.stream, None, &[chunk(b"late\n")]).unwrap();
+    engine.wait_published(&engine.append(going.stream, None, &[chunk(b"x\n")]).unwrap()).unwrap();
+    assert_eq!((stdout(dir.path(), "ended"), stdout(dir.path(), "going")), (String::new(), "x\n".to_owned()));
+    drop(folder);
+    until(|| stdout(dir.path(), "ended") == "late\n");
+    engine.wait_published(&end(&engine, &going)).unwrap();
+    engine.close().unwrap();
+    nothing_is_left_to_repair(dir.path());
+}
+
 /// Somebody tidies up.
 #[test]
 fn a_file_that_is_removed_while_its_run_goes_on_is_written_anew() {
@@ -113,6 +158,13 @@ fn a_file_that_is_removed_while_its_run_goes_on_is_written_anew() {
     let second = engine.append(run.stream, None, &[chunk(b"two\n")]).unwrap();
     engine.wait_published(&second).unwrap();
     assert_eq!(stdout(dir.path(), "r"), "one\ntwo\n");
+    // Another file in its place is no better.
+    remove(dir.path(), "runs/t/r/stdout.log");
+    #[expect(clippy::disallowed_methods, reason = "does what somebody does who tidies up")]
+    std::fs::write(dir.path().join("data/runs/t/r/stdout.log"), "rotated").unwrap();
+    let third = engine.append(run.stream, None, &[chunk(b"three\n")]).unwrap();
+    engine.wait_published(&third).unwrap();
+    assert_eq!(stdout(dir.path(), "r"), "one\ntwo\nthree\n");
     engine.wait_published(&end(&engine, &run)).unwrap();
     engine.close().unwrap();
     nothing_is_left_to_repair(dir.path());

@@ -130,8 +130,18 @@ fn what_is_not_asked_for_is_not_read() {
     for (args, before) in asked.iter().zip(before) {
         assert_eq!(shown(args), before, "{args:?}");
     }
-    // A segment that is gone may have had any run in it.
+    // What is asked for is told.
+    for args in [&["log", "t/r1"][..], &["log", "-n", "1000", "t/r1"], &["log", "-n", "1000"]] {
+        let output = place.ends(3, args);
+        assert!(text(&output.stderr).contains("checksum"), "{output:?}");
+    }
+    // A segment that is gone may have had any run in it, and the end of any.
     std::fs::remove_file(&damaged).unwrap();
     place.ends(3, &["runs", "-n", "1"]);
     place.ends(3, &["runs", "--task", "t"]);
+    for run in ["t/r0", "t/r1"] {
+        for args in [&["log", run][..], &["log", "-n", "1000", run], &["output", run]] {
+            place.ends(3, args);
+        }
+    }
 }

@@ -18,6 +18,8 @@ const MAX_NAMES: usize = 10_000;
 
 struct Filter {
     run: Option<RunInfo>,
+    /// Whether the index tells where its records are: not where a segment may have had any of them.
+    by_index: bool,
     since: Option<Time>,
     until: Option<Time>,
     kinds: Vec<Kind>,
@@ -43,6 +45,7 @@ impl Filter {
             from = Position(run.stream.0);
         }
         Ok(Self {
+            by_index: run.is_some() && log.unreadable_segments()?.is_empty(),
             run,
             since: time(&args.since)?,
             until: time(&args.until)?,
@@ -114,12 +117,12 @@ pub(crate) fn log(global: &Global, args: &LogArgs) -> Done {
     let mut printer = Printer { global, journal: log.journal_id(), names, damaged: false };
     let mut out = std::io::stdout().lock();
     let durable = log.durable();
-    let told = match (last, &filter.run) {
+    let told = match (last, filter.indexed()) {
         (Some(last), _) => print_last(&mut out, &mut log, &filter, &mut printer, (last, args.reverse))?,
         (None, _) if args.reverse => {
             print_last(&mut out, &mut log, &filter, &mut printer, (usize::MAX, true))?
         }
-        (None, Some(run)) => print_run(&mut out, &mut log, &filter, &mut printer, run.stream)?,
+        (None, Some(stream)) => print_run(&mut out, &mut log, &filter, &mut printer, stream)?,
         (None, None) => print_all(&mut out, &mut log, &filter, &mut printer)?,
     };
     out.flush()?;
@@ -185,23 +188,23 @@ fn print_last(
     printer: &mut Printer<'_>,
     (last, reverse): (usize, bool),
 ) -> Result<Vec<Damage>, Failure> {
-    let end = match &filter.run {
-        Some(run) => log.end_of(run.stream)?.map_or(0, |(seq, _)| seq.0),
+    let end = match filter.indexed() {
+        Some(stream) => log.end_of(stream)?.map_or(0, |(seq, _)| seq.0),
         None => log.durable().0,
     };
     let (mut held, mut width) = (Held::new(last), last as u64);
     let told = loop {
         let first = end.saturating_sub(width).saturating_add(1);
         held.records.clear();
-        let told = match &filter.run {
-            Some(run) => log.stream(run.stream, Seq(first), &mut |record| {
+        let told = match filter.indexed() {
+            Some(stream) => log.stream(stream, Seq(first), &mut |record| {
                 held.push(filter, record);
                 Ok(true)
             })?,
             None => filter.hold_from(log, Position(first), &mut held)?,
         };
         let is_all =
-            first == 1 || (filter.run.is_none() && first <= filter.from.0) || filter.begins_by_time();
+            first == 1 || (filter.indexed().is_none() && first <= filter.from.0) || filter.begins_by_time();
         if held.records.len() >= last || is_all {
             break told;
         }
@@ -240,6 +243,11 @@ impl Held {
 }
 
 impl Filter {
+    /// The stream that is read by the index.
+    fn indexed(&self) -> Option<StreamId> {
+        self.run.as_ref().filter(|_| self.by_index).map(|run| run.stream)
+    }
+
     /// Whether reading begins where the time is about to be, which no position tells.
     fn begins_by_time(&self) -> bool {
         self.since.is_some() && self.run.is_none() && self.from == Position(1)

@@ -87,7 +87,8 @@ impl Found {
         Ok(())
     }
 
-    /// Those with records of that time or later, the newest first: whatever began then is among them.
+    /// Those with records of that time or later, the newest first: whatever began then, and has records of that, is
+    /// among them.
     fn recent(&mut self, log: &mut Log, since: Time) -> Result<Vec<StreamId>, Error> {
         let (mut recent, mut records) = (BTreeSet::new(), log.records_since(since)?);
         while let Some(entry) = records.next()? {
@@ -96,7 +97,11 @@ impl Found {
                 Entry::Record(record) => drop(recent.insert(record.stream)),
             }
         }
-        Ok(recent.into_iter().rev().collect())
+        let mut runs = Vec::new();
+        for stream in recent.into_iter().rev() {
+            runs.extend(log.run_of(stream)?.map(|run| run.stream));
+        }
+        Ok(runs)
     }
 
     /// Those of which the request says that they may be meant, the newest first; more than are shown only where

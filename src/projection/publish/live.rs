@@ -5,7 +5,7 @@ use super::{
     replace, store_cached,
 };
 use crate::disk::{Disk, File, Open};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Position, Seq};
 use crate::projection::{Change, LogFile, RunFold, TickFold};
 use crate::record::{Record, RunName};
@@ -90,6 +90,8 @@ struct LiveLog {
     full: String,
     len: u64,
     pending: Vec<u8>,
+    /// Something else stands in its place.
+    is_displaced: bool,
 }
 
 impl LiveLog {
@@ -115,7 +117,14 @@ impl LiveLog {
         if bytes.is_empty() {
             return Ok(());
         }
-        disk.open(&self.full, Open::Write)?.write_at(bytes, self.len)?;
+        let file = disk.open(&self.full, Open::Write);
+        let file = file.and_then(|file| Ok(file.stat()?.len == self.len).map(|same| same.then_some(file)));
+        self.is_displaced = !matches!(file, Ok(Some(_)));
+        let Some(file) = file? else {
+            let message = format!("somebody has changed {} while its run goes on", self.full);
+            return Err(Error::new(ErrorKind::Io, message));
+        };
+        file.write_at(bytes, self.len)?;
         self.len += bytes.len() as u64;
         Ok(())
     }
@@ -133,7 +142,7 @@ impl LiveRun {
         let log = |log: LogFile| -> Result<LiveLog> {
             let full = format!("{folder}/{}", log.file_name());
             replace(&*disk, &full, b"")?;
-            Ok(LiveLog { name: log.file_name(), full, len: 0, pending: Vec::new() })
+            Ok(LiveLog { name: log.file_name(), full, len: 0, pending: Vec::new(), is_displaced: false })
         };
         let logs = [log(LogFile::Worker)?, log(LogFile::Stdout)?, log(LogFile::Stderr)?];
         Ok(Some(Self {
@@ -152,6 +161,11 @@ impl LiveRun {
     /// What the records say so far.
     pub(crate) fn fold(&self) -> &RunFold {
         &self.fold
+    }
+
+    /// Whether a log was not there any more when it was to be written to, or was another.
+    pub(crate) fn is_displaced(&self) -> bool {
+        self.logs.iter().any(|log| log.is_displaced)
     }
 
     /// Takes a durable record in.
@@ -208,7 +222,6 @@ impl LiveRun {
 mod tests {
     use super::*;
     use crate::disk::sim::SimWorld;
-    use crate::error::ErrorKind;
     use crate::position::{StreamId, Time};
     use crate::record::{Body, Channel};
 
