@@ -220,6 +220,7 @@ impl Reader {
                             (explained, closed) = (false, closed || record.closes);
                             (next, last) = (record.seq.next().unwrap_or(record.seq), Some(record.position));
                             if !visit(RawRecord::of(&record))? {
+                                self.accept(&mut damage)?;
                                 return Ok(damage);
                             }
                         }
@@ -242,7 +243,19 @@ impl Reader {
                 damage.push(lost);
             }
         }
+        self.accept(&mut damage)?;
         Ok(damage)
+    }
+
+    /// Notes of damage what was given up before.
+    fn accept(&mut self, damage: &mut [Damage]) -> Result<()> {
+        for met in damage.iter_mut().filter(|met| !met.accepted) {
+            // A hole is met behind the segment that has lost its records.
+            let lost_in = self.handle.view().map_or(Ok(met.segment), |view| view.segment_with(met.from))?;
+            met.accepted = self.handle.accepts(met.segment, met)?
+                || self.handle.accepts(lost_in.min(met.segment), met)?;
+        }
+        Ok(())
     }
 
     /// Hands the records of several streams on to `visit`, each stream's from a sequence on, in the order of
@@ -325,6 +338,7 @@ impl Reader {
         damage.extend(holes);
         damage.sort_by_key(|met| (met.segment, met.offset));
         damage.dedup_by_key(|met| (met.segment, met.offset));
+        self.accept(&mut damage)?;
         Ok(damage)
     }
 

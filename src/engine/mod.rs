@@ -400,7 +400,8 @@ impl Engine {
     }
 
     /// The same without waiting: the ticket gives the receipt. Tickets are made durable by whoever
-    /// waits for one next, several with one sync; dropping one does not take its records back. Where more than
+    /// waits for one next, several with one sync; dropping one does not take its records back (behind the end of a
+    /// run they may show in its files only once the engine is closed). Where more than
     /// [`MAX_WAITING_LEN`] waits by then, the caller makes that durable first, which is a sync, or two where one
     /// is under way: nobody hands in faster than the disk takes it for long.
     pub fn submit(
@@ -577,8 +578,13 @@ impl Engine {
         self.0.journal.reserve(len)
     }
 
-    /// Waits until the files of a run show everything up to `receipt`. Behind the end of a run each wait is as long
-    /// as it takes to read the run.
+    /// Waits until the files of a run show everything up to `receipt`, where this engine publishes them: those of runs
+    /// that it has begun, and of runs that have ended. Behind the end of a run each wait is as long as it takes to
+    /// read the run.
+    ///
+    /// # Errors
+    /// Those of writing the files, and [`ErrorKind::Locked`] where somebody has had the folder of a run that ended
+    /// for ten seconds. The journal has every record all the same.
     pub fn wait_published(&self, receipt: &Receipt) -> Result<()> {
         self.0.publisher.get().map_or(Ok(()), |publisher| publisher.wait(receipt.stream, receipt.last))
     }

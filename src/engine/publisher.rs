@@ -67,14 +67,15 @@ impl State {
 
     fn touch(&mut self, streams: impl IntoIterator<Item = StreamId>, position: Position) {
         for stream in streams {
-            self.refused.remove(&stream);
+            let refused = self.refused.remove(&stream).is_some();
+            let position = if refused { Position::ZERO } else { position };
             let first = self.touched.entry(stream).or_insert(position);
             *first = position.min(*first);
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.wanted <= self.shown && self.touched.is_empty() && self.names.is_empty()
+        self.wanted <= self.shown && self.touched.is_empty() && self.names.is_empty() && !self.ticks
     }
 }
 
@@ -168,6 +169,7 @@ impl Publisher {
             state = self.shared.done.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match state.failed.as_ref().or_else(|| state.refused.get(&stream)) {
+            Some(_) if state.shows(stream, position) => Ok(()),
             Some((kind, message)) => Err(Error::new(*kind, message.clone())
                 .hint("The journal has every record; `runwal rebuild` brings the files to what it says.")),
             None => Ok(()),
@@ -242,15 +244,16 @@ fn work(of: &Of, shared: &Shared) {
         let (stop, wanted) = (state.stop, state.wanted);
         let hurried = std::mem::take(&mut state.hurried);
         let (names, finished) = (std::mem::take(&mut state.names), std::mem::take(&mut state.finished));
-        let (touched, ticks) = (std::mem::take(&mut state.touched), std::mem::take(&mut state.ticks));
-        state.under_way.clone_from(&touched);
+        state.under_way = std::mem::take(&mut state.touched);
+        let touched: Vec<_> = state.under_way.keys().copied().collect();
+        let ticks = std::mem::take(&mut state.ticks);
         drop(state);
         let begun = now();
         // Some are always waited for where many begin and end: the others have their turn all the same.
         let all = hurried.is_empty() || stop || begun.saturating_sub(shown_at) >= gather;
         let due = |stream: &StreamId| all || hurried.contains(stream);
         let result = publish(of, &mut log, &mut runs, names, &due);
-        let behind_end = touched.into_iter().filter(|(stream, _)| !runs.contains_key(stream));
+        let behind_end = touched.into_iter().filter(|stream| !runs.contains_key(stream));
         let behind_end = match &mut log {
             Some(log) => ended.show(of, log, behind_end, stop),
             None => Refused::default(),
@@ -262,7 +265,7 @@ fn work(of: &Of, shared: &Shared) {
         // What is made durable while the engine is closed is for the next repair.
         let last = stop && {
             let state = shared.hold();
-            state.wanted <= wanted && state.touched.is_empty() && state.names.is_empty()
+            state.wanted <= wanted && state.touched.is_empty() && state.names.is_empty() && !state.ticks
         };
         let gone = |stream: &StreamId, run: &LiveRun| {
             last || (all && run.fold().ended()) || finished.contains(stream)
@@ -275,9 +278,14 @@ fn work(of: &Of, shared: &Shared) {
         let failed = [&result, &with_ticks].into_iter().filter_map(|done| done.as_ref().err());
         failed.chain(behind_end.values()).for_each(|error| observe::unpublished(error));
         let mut state = shared.hold();
-        state.under_way.clear();
-        for (stream, first) in &ended.locked {
-            state.touched.entry(*stream).or_insert(first.0);
+        // What was not their turn, or not to be had, is still to be shown.
+        let mut left = std::mem::take(&mut state.under_way);
+        left.retain(|stream, _| {
+            ended.locked.contains_key(stream)
+                || (!all && runs.contains_key(stream) && !hurried.contains(stream))
+        });
+        for (stream, first) in left {
+            state.touch([stream], first);
         }
         let told = |error: Error| (error.kind(), format!("publishing files: {error}"));
         state.refused.extend(behind_end.into_iter().map(|(stream, error)| (stream, told(error))));
@@ -346,6 +354,10 @@ fn publish(
     log.refresh_with(&of.journal)?;
     let mut failed = Vec::new();
     for (stream, name) in names {
+        // Begun once more under its key; or it has ended meanwhile, and is shown as a whole.
+        if runs.contains_key(&stream) || log.has_ended(stream)? {
+            continue;
+        }
         let begun = begin(world, &name).map(|run| runs.insert(stream, run));
         failed.extend(begun.err());
     }
@@ -427,8 +439,8 @@ type Refused = BTreeMap<StreamId, Error>;
 /// What was appended to runs that had ended, and whose files nobody keeps up to date any more.
 #[derive(Default)]
 struct Ended {
-    /// Those whose folders somebody else has locked, each with the first position that is not shown, and since when.
-    locked: BTreeMap<StreamId, (Position, Duration)>,
+    /// Those whose folders somebody else has locked, and since when.
+    locked: BTreeMap<StreamId, Duration>,
 }
 
 impl Ended {
@@ -438,23 +450,28 @@ impl Ended {
         &mut self,
         of: &Of,
         log: &mut Log,
-        streams: impl Iterator<Item = (StreamId, Position)>,
+        streams: impl Iterator<Item = StreamId>,
         closing: bool,
     ) -> Refused {
         let mut refused = Refused::new();
         let before = std::mem::take(&mut self.locked);
-        for (stream, first) in streams {
-            match show_behind_end(of, log, stream, if closing { CLOSING_TRIES } else { 1 }) {
+        let mut tries = if closing { CLOSING_TRIES } else { 1 };
+        for stream in streams {
+            match show_behind_end(of, log, stream, tries) {
                 Err(error) if error.kind() == ErrorKind::Locked && !closing => {
                     let now = Duration::from_nanos(of.world.clock.monotonic_ns());
-                    let since = before.get(&stream).map_or(now, |(_, since)| *since);
+                    let since = before.get(&stream).copied().unwrap_or(now);
                     if now.saturating_sub(since) < ENDED_PATIENCE {
-                        self.locked.insert(stream, (first, since));
+                        self.locked.insert(stream, since);
                     } else {
                         refused.insert(stream, error);
                     }
                 }
-                Err(error) => drop(refused.insert(stream, error)),
+                Err(error) => {
+                    // Whoever closes waits once for all of them.
+                    tries = 1;
+                    refused.insert(stream, error);
+                }
                 Ok(()) => {}
             }
         }

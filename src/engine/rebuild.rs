@@ -6,7 +6,9 @@ use super::{Log, RunInfo};
 use crate::disk::{Disk, File, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::{Position, Seq, StreamId};
-use crate::projection::publish::{LiveTicks, Rebuild, Rebuilt, TICKS_FOLDER, lock_folder};
+use crate::projection::publish::{
+    LiveTicks, Rebuild, Rebuilt, TICKS_FOLDER, lock_folder, make_shared_folders,
+};
 use crate::reader::{Lent, Reader};
 use crate::record::Record;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -244,6 +246,11 @@ pub(super) fn rebuild_runs(
         Some(first) if log.reader.len_from(Position(first.stream.0))? >= WORTH_THREADS => threads(),
         _ => 1,
     };
+    if threads > 1 && write {
+        let disk = Arc::clone(log.reader.handle.disk());
+        let by_task: BTreeMap<_, _> = ended.iter().map(|run| (&run.name.task, &run.name)).collect();
+        by_task.values().try_for_each(|run| make_shared_folders(&*disk, run))?;
+    }
     let at_once = (AT_ONCE / threads).min(ended.len().div_ceil(threads)).max(1);
     let end = log.durable();
     let len_of = |some: &[&RunInfo]| {

@@ -16,6 +16,7 @@ pub use rebuild::{Difference, Rebuilt};
 use crate::disk::{Disk, File, Kind, Open, read_whole};
 use crate::error::{Error, ErrorKind, Result};
 use crate::position::Position;
+use crate::record::RunName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -114,6 +115,16 @@ fn make_folders(disk: &dyn Disk, folder: &str) -> Result<()> {
             move_aside(disk, part)?;
         }
         disk.create_dir(part)?;
+    }
+    Ok(())
+}
+
+/// Makes the folders that the runs of a task share: what stands in their way must not be moved aside by two who
+/// meet there.
+pub(crate) fn make_shared_folders(disk: &dyn Disk, run: &RunName) -> Result<()> {
+    let folder = run.folder();
+    for shared in [folder.clone(), cache_name(&folder)] {
+        make_folders(disk, shared.rsplit_once('/').map_or(&*shared, |(parent, _)| parent))?;
     }
     Ok(())
 }

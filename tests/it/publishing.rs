@@ -6,6 +6,7 @@ use runwal::engine::{Conditions, Engine, NewRecord, Options, Receipt, World};
 use runwal::record::{Body, Channel, Level, Lifecycle};
 use runwal::testing::stage::prepared;
 use std::path::Path;
+use std::sync::Barrier;
 use std::time::Duration;
 
 fn open(dir: &Path) -> Engine {
@@ -168,4 +169,52 @@ fn a_file_that_is_removed_while_its_run_goes_on_is_written_anew() {
     engine.wait_published(&end(&engine, &run)).unwrap();
     engine.close().unwrap();
     nothing_is_left_to_repair(dir.path());
+}
+
+/// Asked for once more, as by a conductor that has lost the answer, while it goes on and when it has ended.
+#[test]
+fn a_run_that_is_begun_again_under_its_key_is_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    let request = prepared(&engine, "t", "r").unwrap();
+    let begin = || engine.begin_run(&request, None, Conditions::none().key("r"), &[]).unwrap();
+    let run = begin();
+    engine.wait_published(&run).unwrap();
+    assert_eq!(begin(), run);
+    engine.wait_published(&engine.append(run.stream, None, &[chunk(b"on\n")]).unwrap()).unwrap();
+    assert_eq!(stdout(dir.path(), "r"), "on\n");
+    engine.wait_published(&end(&engine, &run)).unwrap();
+    until(|| open_files_of_runs(dir.path()) == 0);
+    assert_eq!(begin(), run);
+    engine.wait_published(&run).unwrap();
+    assert_eq!(stdout(dir.path(), "r"), "on\n");
+    engine.close().unwrap();
+    nothing_is_left_to_repair(dir.path());
+}
+
+/// Some of them are waited for while others are gathered.
+#[test]
+fn whoever_waits_among_many_sees_his_own_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    for round in 0..20 {
+        let all = Barrier::new(16);
+        std::thread::scope(|scope| {
+            for n in 0..16 {
+                let (engine, all, dir) = (&engine, &all, dir.path());
+                scope.spawn(move || {
+                    let name = format!("r{round}-{n}");
+                    all.wait();
+                    let run = begin(engine, &name);
+                    let printed = engine.append(run.stream, None, &[chunk(b"here\n")]).unwrap();
+                    engine.wait_published(&printed).unwrap();
+                    assert_eq!(stdout(dir, &name), "here\n", "{name}");
+                    if n % 2 == 0 {
+                        end(engine, &run);
+                    }
+                });
+            }
+        });
+    }
+    engine.close().unwrap();
 }

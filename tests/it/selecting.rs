@@ -145,3 +145,32 @@ fn what_is_not_asked_for_is_not_read() {
         }
     }
 }
+
+/// What was given up is told, and fails nothing any more.
+#[test]
+fn what_was_given_up_is_told_of_one_run_as_of_all() {
+    let place = Place::new();
+    let (engine, _) = Engine::open_in(World::create(&place.data()).unwrap(), Options::default()).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    let mut run = Recorder::prepare(&engine, RunRequest::new(id("t"), id("r"), id("s"))).unwrap();
+    for line in ["one\n", "two two two\n", "three\n"] {
+        run.chunk(Channel::Stdout, line.as_bytes()).unwrap();
+    }
+    run.finish(End::new(Outcome::Completed, "Done.").exit_code(0)).unwrap();
+    engine.close().unwrap();
+    let mut bytes = std::fs::read(place.segment(1)).unwrap();
+    let at = bytes.windows(11).position(|part| part == b"two two two").unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(place.segment(1), bytes).unwrap();
+    std::fs::remove_dir_all(place.data().join("cache")).unwrap();
+    let asked: [&[&str]; 5] =
+        [&["log"], &["log", "t/r"], &["log", "-n", "100", "t/r"], &["runs"], &["runs", "-n", "1"]];
+    for args in asked {
+        place.ends(3, args);
+    }
+    place.ends(0, &["recover", "--accept-damage"]);
+    for args in asked {
+        let told = text(&place.ends(0, args).stderr);
+        assert!(told.contains("given up"), "{args:?}: {told}");
+    }
+}
