@@ -74,6 +74,17 @@ impl State {
         }
     }
 
+    /// Files show what is up to a position: those of these runs, or of all.
+    fn note_shown(&mut self, upto: Position, of: Option<BTreeSet<StreamId>>) {
+        if let Some(these) = of {
+            self.shown_ahead.extend(these.into_iter().map(|stream| (stream, upto)));
+        } else {
+            self.shown = self.shown.max(upto);
+            let shown = self.shown;
+            self.shown_ahead.retain(|_, position| *position > shown);
+        }
+    }
+
     fn is_idle(&self) -> bool {
         self.wanted <= self.shown && self.touched.is_empty() && self.names.is_empty() && !self.ticks
     }
@@ -289,13 +300,7 @@ fn work(of: &Of, shared: &Shared) {
         }
         let told = |error: Error| (error.kind(), format!("publishing files: {error}"));
         state.refused.extend(behind_end.into_iter().map(|(stream, error)| (stream, told(error))));
-        if all {
-            state.shown = state.shown.max(wanted);
-            let shown = state.shown;
-            state.shown_ahead.retain(|_, position| *position > shown);
-        } else {
-            state.shown_ahead.extend(hurried.into_iter().map(|stream| (stream, wanted)));
-        }
+        state.note_shown(wanted, if all { None } else { Some(hurried) });
         if let Err(error) = result {
             state.failed.get_or_insert((error.kind(), format!("publishing files: {error}")));
         }
