@@ -77,12 +77,12 @@ impl Pipeline {
         self.changed.notify_all();
     }
 
-    /// What is written next, once it is worth a sync, batch by batch; `None` at the end. What is left at the
-    /// end, if it is little, stays for the batch that ends the run.
+    /// What is written next, once it is worth a sync, batch by batch; `None` at the end, and once the journal has
+    /// failed. What is left at the end, if it is little, stays for the batch that ends the run.
     fn next(&self, clock: &dyn Clock) -> Option<Vec<Vec<NewRecord>>> {
         let mut queue = self.hold();
         loop {
-            if queue.closed && queue.len <= BATCH_LEN {
+            if queue.failed.is_some() || (queue.closed && queue.len <= BATCH_LEN) {
                 return None;
             }
             if queue.records.is_empty() {
@@ -199,6 +199,26 @@ mod tests {
     use crate::engine::{Engine, Options};
     use crate::record::{Channel, Id};
     use crate::run::recorder::{End, Outcome, RunRequest};
+
+    /// Also where much was on its way to it, none of which will ever be written.
+    #[test]
+    fn what_a_failed_journal_has_not_written_is_waited_for_by_nobody() {
+        let pipeline = &Pipeline::default();
+        let piece = || Body::Chunk(Channel::Stdout, vec![b'x'; 64 << 10]).into();
+        pipeline.push(&System, (0..64).map(|_| piece()).collect(), true);
+        assert!(pipeline.next(&System).is_some());
+        std::thread::scope(|scope| {
+            let (tell, told) = std::sync::mpsc::channel();
+            scope.spawn(move || tell.send(pipeline.next(&System).is_none()).unwrap());
+            pipeline.close();
+            pipeline.fail(Error::misuse("the disk is gone"));
+            let ended = told.recv_timeout(Duration::from_mins(1));
+            // Whoever still waits is let go, so that this ends.
+            pipeline.written(usize::MAX);
+            assert_eq!(ended, Ok(true));
+        });
+        assert!(pipeline.take_failure().is_some() && pipeline.take_rest().is_empty());
+    }
 
     /// However little each piece has that was read while the journal was busy: what is left over
     /// for the batch that ends the run, and what is not.
