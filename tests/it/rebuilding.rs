@@ -1,14 +1,18 @@
 //! Files made again from the journal: of many runs in one pass, the same as of one run by its index, and the
 //! same as a fold that knows nothing of either.
 
+use runwal::JournalOptions;
 use runwal::disk::Kind;
-use runwal::engine::{Log, RunInfo};
+use runwal::engine::{Engine, Entry, Log, Options, RunInfo, World};
 use runwal::position::{Position, StreamId};
 use runwal::projection::publish::Rebuilt;
-use runwal::record::Record;
+use runwal::record::{Channel, Id, Record};
+use runwal::run::{End, Outcome, Recorder, RunRequest};
 use runwal::testing::oracle::expected_files;
 use runwal::testing::stage::{Stage, Writer, read_all};
+use runwal::testing::watched::{Call, Watched};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 /// More runs than one pass takes, side by side in batches and segments.
 const RUNS: usize = 300;
@@ -175,4 +179,56 @@ fn runs_with_damaged_records_are_left_alone_and_the_others_are_made_again() {
         }
         assert!(all_files(&stage).keys().all(|name| !name.contains(".tmp-")), "byte {at}");
     }
+}
+
+/// Where that is much, whoever asks leaves it to threads, which have it done to the byte as well.
+#[test]
+fn threads_share_the_runs_where_they_are_long() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = JournalOptions { compress_from: u64::MAX, ..JournalOptions::default() };
+    let options = Options { journal, publish: false, ..Options::default() };
+    let (engine, _) = Engine::open_in(World::create(dir.path()).unwrap(), options).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    for n in 0..6_u8 {
+        let request = RunRequest::new(id("t"), id(&format!("r{n}")), id("s"));
+        let mut run = Recorder::prepare(&engine, request).unwrap();
+        for round in 0..4 {
+            run.chunk(Channel::Stdout, &vec![n * 10 + round; 1 << 20]).unwrap();
+        }
+        run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+    }
+    engine.close().unwrap();
+    let world = World::existing(dir.path()).unwrap();
+    let me = || std::thread::current().id();
+    let (asks, writers) = (me(), Arc::new(Mutex::new(Vec::new())));
+    let tell = Arc::clone(&writers);
+    let disk = Watched::new(Arc::clone(&world.disk), move |call, name| {
+        if call == Call::Write && name.starts_with("runs/") {
+            tell.lock().unwrap().push(me());
+        }
+    });
+    let mut log = Log::open_in(&World { disk: Arc::new(disk), ..world }).unwrap();
+    let (runs, rebuilt) = rebuild(&mut log, true);
+    assert_eq!((runs.len(), rebuilt.len()), (6, 6));
+    assert!(rebuilt.values().all(|run| !run.damaged && run.rewritten == 7), "{rebuilt:?}");
+    let writers = std::mem::take(&mut *writers.lock().unwrap());
+    let alone = std::thread::available_parallelism().map_or(1, usize::from) == 1;
+    assert!(!writers.is_empty() && writers.iter().all(|writer| (*writer == asks) == alone));
+    let (_, again) = rebuild(&mut log, false);
+    assert!(again.values().all(|run| !run.damaged && run.differences.is_empty()), "{again:?}");
+    let records = expected_files(&all_records(&mut log));
+    for (name, bytes) in records.iter().filter(|(name, _)| name.starts_with("runs/")) {
+        #[expect(clippy::disallowed_methods, reason = "looks at the file as its reader does")]
+        let found = std::fs::read(dir.path().join(name)).unwrap();
+        assert!(found == *bytes, "{name}");
+    }
+}
+
+fn all_records(log: &mut Log) -> Vec<Record> {
+    let (mut all, mut records) = (Vec::new(), log.records(Position(1)).unwrap());
+    while let Some(entry) = records.next().unwrap() {
+        let Entry::Record(record) = entry else { panic!("{entry:?}") };
+        all.push(record);
+    }
+    all
 }
