@@ -192,6 +192,28 @@ fn a_run_that_is_begun_again_under_its_key_is_as_it_was() {
     nothing_is_left_to_repair(dir.path());
 }
 
+/// Three that one sync has made durable, the last of which is shown before anybody asks for the others.
+#[test]
+fn a_run_that_is_not_hurried_is_not_said_to_be_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path());
+    for round in 0..5 {
+        let submit = |run: &str| {
+            let request = prepared(&engine, "t", &format!("{run}{round}")).unwrap();
+            engine.submit_run(&request, None, Conditions::none(), &[chunk(b"here\n")]).unwrap()
+        };
+        let (first, second, last) = (submit("first"), submit("second"), submit("last"));
+        // All of them have their turn with whom is waited for after a while.
+        System.pause(Duration::from_millis(25));
+        engine.wait_published(&last.wait().unwrap()).unwrap();
+        let (first, second) = (first.wait().unwrap(), second.wait().unwrap());
+        engine.wait_published(&second).unwrap();
+        engine.wait_published(&first).unwrap();
+        assert_eq!(stdout(dir.path(), &format!("first{round}")), "here\n");
+    }
+    engine.close().unwrap();
+}
+
 /// Some of them are waited for while others are gathered.
 #[test]
 fn whoever_waits_among_many_sees_his_own_run() {

@@ -174,3 +174,32 @@ fn what_was_given_up_is_told_of_one_run_as_of_all() {
         assert!(told.contains("given up"), "{args:?}: {told}");
     }
 }
+
+/// The segment that is gone had nothing of the run but its end, and the next one says that it has ended.
+#[test]
+fn an_end_in_a_segment_that_is_gone_is_missed() {
+    let place = Place::new();
+    let journal = JournalOptions { first_capacity: 8 << 10, max_capacity: 8 << 10, ..Default::default() };
+    let options = Options { journal, ..Options::default() };
+    let (engine, _) = Engine::open_in(World::create(&place.data()).unwrap(), options).unwrap();
+    let id = |text: &str| Id::new(text).unwrap();
+    let prepare = |run: &str| Recorder::prepare(&engine, RunRequest::new(id("t"), id(run), id("s"))).unwrap();
+    let (mut run, mut other) = (prepare("r"), prepare("other"));
+    run.chunk(Channel::Stdout, b"on\n").unwrap();
+    for (segment, ends) in [(2, true), (4, false)] {
+        while !place.segment(segment).exists() {
+            other.chunk(Channel::Stdout, &[b'x'; 500]).unwrap();
+        }
+        if ends {
+            run.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+        }
+    }
+    other.finish(End::new(Outcome::Completed, "Done.")).unwrap();
+    engine.close().unwrap();
+    place.ends(0, &["output", "t/r"]);
+    std::fs::remove_file(place.segment(2)).unwrap();
+    for args in [&["output", "t/r"], &["log", "t/r"], &["show", "t/r"]] {
+        let told = text(&place.ends(3, args).stderr);
+        assert!(told.contains("segment 2"), "{args:?}: {told}");
+    }
+}
