@@ -229,6 +229,9 @@ fn a_lower_term_is_refused_in_the_journal_and_in_the_stream() {
             engine.append(b, None, &line(&"x".repeat(400))).unwrap();
         }
         if round == 1 {
+            // Nobody writes to it any more.
+            let last = engine.append(b, None, &line("last")).unwrap();
+            engine.wait_published(&last).unwrap();
             std::fs::remove_dir_all(dir.path().join("data/cache")).unwrap();
         }
         engine.close().unwrap();
